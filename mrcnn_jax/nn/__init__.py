@@ -1,0 +1,1 @@
+"""Flax Linen layers; they know no boxes."""

@@ -1,0 +1,1 @@
+"""Pure geometry and losses: one image, no parameters."""

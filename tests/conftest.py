@@ -1,0 +1,16 @@
+"""Strict numerics, four fake devices and a persistent compilation cache for every test."""
+
+import os
+from pathlib import Path
+
+import jax
+
+# Before any computation: a laptop then exercises the same sharding as a pod.
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+_CACHE = os.environ.get("MRCNN_TEST_CACHE", str(Path(__file__).parent.parent / ".cache" / "jax"))
+jax.config.update("jax_compilation_cache_dir", _CACHE)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
