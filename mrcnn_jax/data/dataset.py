@@ -29,8 +29,8 @@ class Record:
     """One image and its n annotations, as NumPy, in pixels of the upright image."""
 
     image_id: int
-    # A file, or the encoded image itself.
-    source: Path | bytes
+    # A file, the encoded image itself, or its upright RGB pixels.
+    source: Path | bytes | np.ndarray
     height: int
     width: int
     # float32 [n, 4], xyxy, inside the image.
@@ -41,11 +41,10 @@ class Record:
     crowd: np.ndarray
     # float32 [n], COCO's "area": what makes an object small, medium or large in evaluation.
     areas: np.ndarray
-    # One an object: polygons as a list of flat [x, y, x, y, ...] lists, compressed RLE {"size": [h, w], "counts":
-    # bytes}, or None where only a box was annotated.
+    # One an object: polygons, a list of flat [x, y, x, y, ...] lists; or compressed RLE,
+    # {"size": [h, w], "counts": bytes}; or None where only a box was annotated.
     segmentations: tuple
-    # float32 [n, j, 3]: x, y exactly as COCO stores them (of a pixel's top left corner), and the visibility 0, 1 or
-    # 2.
+    # float32 [n, j, 3]: x, y exactly as the COCO file has them, and COCO's visibility 0, 1 or 2.
     keypoints: np.ndarray | None = None
     # int64 [n]
     annotation_ids: np.ndarray | None = None
@@ -60,6 +59,8 @@ class Record:
         Raises:
             UserError: the file is missing or damaged, or its size is not the annotated one; names file and image id.
         """
+        if isinstance(self.source, np.ndarray):
+            return self.source
         try:
             pixels = images.decode(self.source)
             if pixels.shape[:2] != (self.height, self.width):

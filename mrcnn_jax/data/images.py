@@ -32,7 +32,7 @@ _UPRIGHT = {
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, KeyError, struct.error)
 
 
-def decode(source: Path | bytes, orientation: bool = True) -> np.ndarray:
+def decode(source: Path | bytes | np.ndarray, orientation: bool = True) -> np.ndarray:
     """Reads an image as uint8 RGB [h, w, 3].
 
     Grey is repeated over the channels, CMYK and palettes are converted, of 16 bits the high byte is kept, the first
@@ -40,12 +40,14 @@ def decode(source: Path | bytes, orientation: bool = True) -> np.ndarray:
     saw it (Detectron2 and torchvision drop the alpha channel and show whatever colour lies beneath it).
 
     Args:
-        source: a file, or the encoded image itself.
+        source: a file, or the encoded image itself. Pixels, uint8 [h, w, 3], are given back as they are.
         orientation: whether to turn the picture as its EXIF tag says.
 
     Raises:
         UserError: the file is missing, no image, cut short, or has more than `PIXEL_LIMIT` pixels.
     """
+    if isinstance(source, np.ndarray):
+        return source
     name, data = _read(source)
     image = _open(name, data)
     turn = _orientation(image) if orientation else 1
@@ -65,12 +67,14 @@ def decode(source: Path | bytes, orientation: bool = True) -> np.ndarray:
     return np.ascontiguousarray(_UPRIGHT[turn](pixels)) if turn in _UPRIGHT else pixels
 
 
-def size_of(source: Path | bytes, orientation: bool = True) -> tuple[int, int]:
+def size_of(source: Path | bytes | np.ndarray, orientation: bool = True) -> tuple[int, int]:
     """Height and width of the array that `decode` would return; only the header is read.
 
     Raises:
         UserError: the file is missing, no image, or has more than `PIXEL_LIMIT` pixels.
     """
+    if isinstance(source, np.ndarray):
+        return source.shape[:2]
     if isinstance(source, bytes):
         return _size(_open("image", source), orientation)
     try:
