@@ -1,0 +1,66 @@
+"""Loss pieces of one image. What a mask leaves out may hold anything, NaN included: no trace in loss or gradient.
+
+A loss is returned as `(total, weight)`, both sums; the division happens once, over all images and devices.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Float, Int
+
+
+def smooth_l1(x: Float[Array, "*n"], beta: float) -> Float[Array, "*n"]:
+    """Element-wise `x^2 / (2 beta)` up to `beta`, `|x| - beta / 2` beyond; `|x|` for beta 0 (Fast R-CNN, eq. 3)."""
+    size = jnp.abs(x)
+    if beta == 0:
+        return size
+    return jnp.where(size < beta, 0.5 / beta * x * x, size - 0.5 * beta)
+
+
+def sigmoid_cross_entropy(logits: Float[Array, "*n"], targets: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """Element-wise binary cross-entropy of a logit and a target in [0, 1], stable for logits of any size."""
+    return jnp.maximum(logits, 0.0) - logits * targets + jnp.log1p(jnp.exp(-jnp.abs(logits)))
+
+
+def softmax_cross_entropy(
+    logits: Float[Array, "s c"], classes: Int[Array, " s"], valid: Bool[Array, " s"]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Sum of `-log softmax(logits)[class]` over the valid rows, and how many they are."""
+    log_p = jax.nn.log_softmax(jnp.where(valid[:, None], logits, 0.0))
+    picked = jnp.take_along_axis(log_p, jnp.where(valid, classes, 0)[:, None], axis=1)[:, 0]
+    return -jnp.where(valid, picked, 0.0).sum(), _count(valid)
+
+
+def objectness_loss(
+    logits: Float[Array, " a"], positive: Bool[Array, " a"], sampled: Bool[Array, " a"]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Binary cross-entropy summed over the sampled anchors, and how many they are (Faster R-CNN, equation 1)."""
+    loss = sigmoid_cross_entropy(jnp.where(sampled, logits, 0.0), positive.astype(logits.dtype))
+    return jnp.where(sampled, loss, 0.0).sum(), _count(sampled)
+
+
+def box_loss(
+    deltas: Float[Array, "n 4"], targets: Float[Array, "n 4"], where: Bool[Array, " n"], beta: float
+) -> Float[Array, ""]:
+    """Smooth L1 between deltas and targets, summed over the chosen rows and their four numbers.
+
+    Only the sum: both reference libraries divide it by the number of sampled anchors or RoIs, background included.
+    """
+    deltas, targets = (jnp.where(where[:, None], x, 0.0) for x in (deltas, targets))
+    return smooth_l1(deltas - targets, beta).sum()
+
+
+def mask_loss(
+    logits: Float[Array, "s m m"], targets: Float[Array, "s m m"], where: Bool[Array, " s"]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Sum over the chosen RoIs of the mean binary cross-entropy of their pixels, and how many RoIs they are.
+
+    Total over weight is the mean over all their pixels (Mask R-CNN, section 3; both reference libraries).
+    """
+    logits, targets = (jnp.where(where[:, None, None], x, 0.0) for x in (logits, targets))
+    loss = sigmoid_cross_entropy(logits, targets).mean(axis=(1, 2))
+    return jnp.where(where, loss, 0.0).sum(), _count(where)
+
+
+def _count(mask: Bool[Array, " n"]) -> Float[Array, ""]:
+    return mask.sum().astype(jnp.float32)
