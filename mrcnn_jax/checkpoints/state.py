@@ -1,0 +1,298 @@
+"""The checkpoints of a run: saved in the background, written whole or not at all, found again after any crash.
+
+    WORKDIR/metadata.json              config, classes and versions of the run, for people
+    WORKDIR/checkpoints/1200/state     arrays of the train state
+                            /data      where the data iterator stands
+                            /metadata  the same as metadata.json, so that a step's folder can be moved and used alone
+                            /metrics   what evaluation gave at this step, if it ran
+
+Orbax writes each step under a temporary name and renames it when all of it is on disk.
+"""
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+from mrcnn_jax import disk_space
+from mrcnn_jax.checkpoints.metadata import require_same_experiment, write
+from mrcnn_jax.errors import UserError
+
+_FOLDER = "checkpoints"
+
+
+class Restored(NamedTuple):
+    """A train state read back, and where its data iterator stood."""
+
+    state: Any
+    data_state: dict[str, Any]
+    step: int
+
+
+class Checkpoints:
+    """Saves and restores one run.
+
+    The last `keep_last` checkpoints are kept and, in its own place among them, the one with the highest `best_metric`:
+    a second copy under another name would cost disk and a moment in which the two disagree.
+    """
+
+    def __init__(
+        self, workdir: Path, metadata: Mapping[str, Any], *, keep_last: int = 3, best_metric: str = "box/AP"
+    ) -> None:
+        """Opens (or makes) the run's folder.
+
+        Args:
+            workdir: the run's folder.
+            metadata: from `mrcnn_jax.checkpoints.metadata.describe`; saved with every step.
+            keep_last: how many of the latest checkpoints to keep, at least 1.
+            best_metric: the key of `metrics` (see `save`) whose highest value is kept too.
+
+        Raises:
+            UserError: the folder holds checkpoints of another experiment, or cannot be written.
+        """
+        self._workdir = Path(workdir).absolute()
+        self._metadata = dict(metadata)
+        saved = _newest_metadata(self._workdir / _FOLDER)
+        if saved is not None:
+            require_same_experiment(workdir, saved, self._metadata)
+        with _told_to_the_user(self._workdir):
+            self._workdir.mkdir(parents=True, exist_ok=True)
+            if jax.process_index() == 0:
+                write(self._workdir / "metadata.json", self._metadata)
+            self._manager = _manager(self._workdir / _FOLDER, keep_last, best_metric)
+
+    def save(
+        self, step: int, state: Any, data_state: Mapping[str, Any], metrics: Mapping[str, float] | None = None
+    ) -> None:
+        """Starts to save; the arrays are copied before this returns, so `state` may be donated right away.
+
+        Args:
+            step: number of the step that was completed; a step that is already saved is left as it is.
+            state: pytree of arrays.
+            data_state: JSON-able.
+            metrics: what evaluation gave at this very step, if it ran: evaluate first, then save.
+
+        Raises:
+            UserError: the disk is full; also when that befell the save before this one, which ran in the background.
+        """
+        with _told_to_the_user(self._workdir):
+            self._manager.check_for_errors()
+            if step in self._manager.all_steps():
+                return
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    data=ocp.args.JsonSave(dict(data_state)),
+                    metadata=ocp.args.JsonSave(self._metadata),
+                ),
+                metrics={name: float(value) for name, value in (metrics or {}).items()},
+            )
+
+    def latest_step(self) -> int | None:
+        """The newest step on disk, or None."""
+        return self._manager.latest_step()
+
+    def best_step(self) -> int | None:
+        """The step with the highest `best_metric`; the newest if none was evaluated; None if there is no checkpoint."""
+        return self._manager.best_step()
+
+    def restore(self, abstract_state: Any, step: int | None = None) -> Restored | None:
+        """Reads a checkpoint back, or returns None where there is none yet.
+
+        Args:
+            abstract_state: pytree like the saved one, of arrays or `jax.ShapeDtypeStruct`; a `sharding` on a leaf is
+                where that leaf goes, whatever device count it was saved from.
+            step: the step to read. By default the newest; if that one cannot be read, the one before it is taken, a
+                warning says so, and the unreadable folder is renamed to `STEP.unreadable` to make room for a new save.
+
+        Raises:
+            UserError: `step` does not exist, or no checkpoint can be read (nothing is renamed then).
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        if step is not None:
+            if step not in steps:
+                raise UserError(f"{self._workdir} has no checkpoint of step {step}: there are {sorted(steps)}")
+            steps = [step]
+        failures: dict[int, str] = {}
+        for candidate in steps:
+            try:
+                restored = self._read(candidate, abstract_state)
+            # Whatever half-written or damaged files make Orbax raise; its exceptions have no common class.
+            except Exception as error:
+                failures[candidate] = _first_line(error)
+                continue
+            self._set_aside(failures, candidate)
+            return restored
+        if failures:
+            newest = max(failures)
+            raise UserError(
+                f"{self._workdir / _FOLDER}: none of the checkpoints {sorted(failures)} can be read "
+                f"(step {newest}: {failures[newest]}): restore them from a copy, or choose another --workdir"
+            )
+        return None
+
+    def close(self) -> None:
+        """Waits until the last save is on disk. Raises `UserError` if the disk was full."""
+        with _told_to_the_user(self._workdir):
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+            self._manager.close()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _read(self, step: int, abstract_state: Any) -> Restored:
+        abstract_state = jax.tree.map(ocp.utils.to_shape_dtype_struct, abstract_state)
+        items = self._manager.restore(
+            step,
+            args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), data=ocp.args.JsonRestore()),
+        )
+        return Restored(items.state, dict(items.data), step)
+
+    def _set_aside(self, failures: Mapping[int, str], taken: int) -> None:
+        for step, reason in failures.items():
+            folder = self._workdir / _FOLDER / str(step)
+            if jax.process_index() == 0:
+                folder.rename(folder.with_name(f"{step}.unreadable"))
+            logging.getLogger(__name__).warning(
+                "checkpoint of step %d cannot be read (%s) and is now called %d.unreadable; going on from step %d",
+                step, reason, step, taken,
+            )  # fmt: skip
+        if failures:
+            self._manager.reload()
+
+
+def load_params(path: str | Path, best_metric: str = "box/AP") -> tuple[Any, Any, dict[str, Any]]:
+    """Reads what inference needs, without the optimiser, as NumPy arrays.
+
+    Args:
+        path: a run's workdir (its best checkpoint is taken, or the newest if none was evaluated), the folder of one
+            step, or a folder that `save_params` wrote.
+        best_metric: what "best" means, as in `Checkpoints`.
+
+    Returns:
+        `(params, batch_stats, metadata)`. The params are the averaged ones where the run kept an average (`ema`).
+
+    Raises:
+        UserError: there is no checkpoint, or it cannot be read.
+    """
+    folder = _step_folder(Path(path).absolute(), best_metric)
+    try:
+        metadata = _read_metadata(folder)
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            tree = ocp.PyTreeCheckpointHandler().metadata(folder / "state").tree
+            params = "ema" if tree.get("ema") else "params"
+            wanted = {key: tree.get(key) or {} for key in (params, "batch_stats")}
+            arrays = reader.restore(
+                folder / "state",
+                args=ocp.args.PyTreeRestore(
+                    item=wanted,
+                    restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted),
+                    partial_restore=True,
+                ),
+            )
+    except Exception as error:
+        raise UserError(
+            f"{folder} cannot be read as a checkpoint ({_first_line(error)}): give another step's folder or a new copy"
+        ) from error
+    return arrays[params], arrays["batch_stats"], metadata
+
+
+def save_params(path: str | Path, params: Any, batch_stats: Any, metadata: Mapping[str, Any]) -> None:
+    """Writes a folder that `load_params` reads: a checkpoint without training state.
+
+    Raises:
+        UserError: the folder exists already, or the disk is full.
+    """
+    folder = Path(path).absolute()
+    if folder.exists():
+        raise UserError(f"{folder} exists already: choose another folder, or delete it")
+    with _told_to_the_user(folder), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
+        writer.save(
+            folder,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave({"params": params, "batch_stats": batch_stats}),
+                metadata=ocp.args.JsonSave(dict(metadata)),
+            ),
+        )
+
+
+def _manager(folder: Path, keep_last: int, best_metric: str) -> ocp.CheckpointManager:
+    def rank(metrics: Mapping[str, float]) -> float:
+        return metrics.get(best_metric, -np.inf)
+
+    best = BestN(get_metric_fn=rank, n=1, keep_checkpoints_without_metrics=False)
+    return ocp.CheckpointManager(
+        folder,
+        options=ocp.CheckpointManagerOptions(
+            preservation_policy=AnyPreservationPolicy([LatestN(n=keep_last), best]),
+            best_fn=rank,
+            cleanup_tmp_directories=True,
+        ),
+    )
+
+
+def _steps(folder: Path) -> list[Path]:
+    """The folders of the saved steps, oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted((child for child in folder.iterdir() if child.name.isdecimal()), key=lambda child: int(child.name))
+
+
+def _step_folder(path: Path, best_metric: str) -> Path:
+    """The folder of one step that `path` stands for."""
+    if (path / "state").is_dir():
+        return path
+    steps = _steps(path / _FOLDER) or _steps(path)
+    if not steps:
+        raise UserError(
+            f"{path} holds no checkpoint: give a run's workdir, a folder WORKDIR/{_FOLDER}/STEP, or an exported folder"
+        )
+
+    def rank(step: Path) -> tuple[float, int]:
+        file = step / "metrics" / "metrics"
+        metrics = json.loads(file.read_text()) if file.is_file() else {}
+        return metrics.get(best_metric, -np.inf), int(step.name)
+
+    return max(steps, key=rank)
+
+
+def _read_metadata(step_folder: Path) -> dict[str, Any]:
+    return json.loads((step_folder / "metadata" / "metadata").read_text())
+
+
+def _newest_metadata(folder: Path) -> dict[str, Any] | None:
+    for step in reversed(_steps(folder)):
+        with suppress(OSError, ValueError):
+            return _read_metadata(step)
+    return None
+
+
+@contextmanager
+def _told_to_the_user(folder: Path) -> Iterator[None]:
+    """Turns the failures that a user can mend into a `UserError`."""
+    try:
+        yield
+    except Exception as error:
+        if disk_space.is_full(error):
+            raise UserError(
+                f"{folder}: the disk is full; earlier checkpoints are intact: free some space, then run the same command"
+            ) from error
+        if isinstance(error, PermissionError | FileExistsError | NotADirectoryError):
+            raise UserError(f"{folder} cannot be written ({_first_line(error)}): choose another folder") from error
+        raise
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
