@@ -1,8 +1,10 @@
 """The embedded data set: drawn shapes with exact boxes, masks and keypoints, made from a seed and no files.
 
-Eight classes told apart by shape alone: colour and texture are random. Objects overlap (painter's order), reach over the border, are
-rotated, stretched and of any size in a range, before a textured background with distractors. What is annotated is what is visible:
-the mask holds the pixels whose centre is in the shape and in none above it, the box is the mask's, the area its pixel count.
+Eight classes told apart by shape alone: colour and texture are random. Objects overlap (painter's order), reach over
+the border, are rotated, stretched and of any size in a range, before a textured background with distractors. What is
+annotated is what is visible: the mask holds the pixels whose centre is in the shape and in none above it, the box is
+the mask's, the area its pixel count. Keypoints are the outermost points of the whole shape as it lies in the picture,
+so that they have a meaning for a circle too.
 """
 
 import json
@@ -26,8 +28,8 @@ CATEGORIES = tuple(
 )
 SPLITS = ("train", "val")
 
-# An object is drawn and annotated when this much of it can be seen: a part of its own area, and a part of the image's (33 pixels of
-# 128 x 128).
+# An object is drawn and annotated when this much of it can be seen: a part of its own area, and a part of the image's
+# (33 pixels of 128 x 128).
 _MIN_VISIBLE = 0.2
 _MIN_AREA = 0.002
 
@@ -203,7 +205,7 @@ def load(
         "split": split in SPLITS,
         "num_images": num_images >= 0,
         "seed": seed >= 0,
-        "size": 16 <= min(size) and all(low <= high for low, high in zip(size, max_size, strict=True)),
+        "size": min(size) >= 16 and all(low <= high for low, high in zip(size, max_size, strict=True)),
         "max_objects": max_objects >= 1,
         "scale": 0 < scale[0] <= scale[1] <= 1,
         "contrast": contrast >= 1,
@@ -221,7 +223,13 @@ def load(
 
 
 def write_coco(dataset: Dataset, out_dir: str | Path, split: str) -> None:
-    """Writes any data set as a COCO folder: `{split}/*.png` and `annotations/instances_{split}.json`, keypoints included."""
+    """Writes any data set as a COCO folder: `{split}/*.png` and `annotations/instances_{split}.json`.
+
+    Keypoints go into the same file. Images are written as PNG, whatever they were, so that their pixels stay the same.
+
+    Raises:
+        UserError: an image cannot be read, or not be written.
+    """
     out_dir = Path(out_dir)
     (out_dir / split).mkdir(parents=True, exist_ok=True)
     (out_dir / "annotations").mkdir(exist_ok=True)
