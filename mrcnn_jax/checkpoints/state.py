@@ -228,7 +228,14 @@ def save_params(path: str | Path, params: Any, batch_stats: Any, metadata: Mappi
         )
 
 
+def _not_an_orbax_traceback(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and "orbax" in record.pathname)
+
+
 def _manager(folder: Path, keep_last: int, best_metric: str) -> ocp.CheckpointManager:
+    # When a save fails, several threads of Orbax log the traceback, and then it is raised too: once is enough.
+    logging.getLogger("absl").addFilter(_not_an_orbax_traceback)
+
     def rank(metrics: Mapping[str, float]) -> float:
         return metrics.get(best_metric, -np.inf)
 
@@ -287,7 +294,7 @@ def _told_to_the_user(folder: Path) -> Iterator[None]:
     except Exception as error:
         if disk_space.is_full(error):
             raise UserError(
-                f"{folder}: the disk is full; earlier checkpoints are intact: free some space, then run the same command"
+                f"{folder}: the disk is full; earlier checkpoints are intact: free some space and run the same command"
             ) from error
         if isinstance(error, PermissionError | FileExistsError | NotADirectoryError):
             raise UserError(f"{folder} cannot be written ({_first_line(error)}): choose another folder") from error
