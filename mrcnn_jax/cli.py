@@ -1,0 +1,143 @@
+"""The `mrcnn` command. Handlers live in `commands` and are imported when they run, so that `mrcnn --help` is quick."""
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+
+from mrcnn_jax import __version__, disk_space
+from mrcnn_jax.errors import UserError
+
+_CONFIG_HELP = "an experiment, e.g. experiments/shapes.py or experiments/shapes.py:smoke"
+_OVERRIDES = "Every key of the experiment can be changed: --config.train.steps=100 --config.data.root=DIR"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit status: 0, 1 (`check` found errors), 2 (told in one line) or 130 (Ctrl-C)."""
+    parser = _parser()
+    options, overrides = _parse(parser, sys.argv[1:] if arguments is None else list(arguments))
+    try:
+        return _run(options, overrides)
+    except UserError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        again = ": run the same command again to go on" if options.command in ("train", "demo") else ""
+        return _fail(f"interrupted{again}", status=130)
+    except BrokenPipeError:
+        # The reader (`| head`) has left. Python would complain once more when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if disk_space.is_full(error):
+            return _fail("the disk is full: free some space and run the same command again")
+        return _fail(_unexpected(error, getattr(options, "workdir", None)))
+
+
+def _run(options: argparse.Namespace, overrides: list[str]) -> int:
+    def command(name: str) -> Callable[..., int | None]:
+        return import_module(f"mrcnn_jax.commands.{name}").run
+
+    if options.command == "score":
+        return command("score")(options.gt, options.dt, options.type, options.backend) or 0
+    if options.command == "predict":
+        command("predict")(options.checkpoint, options.images, options.out, options.threshold)
+        return 0
+
+    config = None
+    if options.config:
+        from mrcnn_jax.config_files import load_config
+
+        config = load_config(options.config, overrides)
+    if options.command == "check":
+        return command("check")(config, options.images, options.annotations, options.json)
+    if options.command == "eval":
+        command("evaluate")(config, options.workdir, options.checkpoint, options.json)
+    else:
+        command(options.command)(config, options.workdir)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mrcnn", description="Train, score and use detectors of the R-CNN family in JAX.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"mrcnn_jax {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def add(name: str, summary: str, epilog: str | None = None) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=summary, description=summary, epilog=epilog, allow_abbrev=False)
+
+    demo = add("demo", "Train, score and draw on drawn shapes; needs no data and no arguments.", _OVERRIDES)
+    demo.add_argument("--config", default="experiments/shapes.py", metavar="FILE[:MODE]", help=_CONFIG_HELP)
+    demo.add_argument("--workdir", type=Path, default=Path("runs/demo"), metavar="DIR", help="default: %(default)s")
+
+    check = add("check", "Read a whole data set before a run and say what is wrong.", _OVERRIDES)
+    check.add_argument("--config", metavar="FILE[:MODE]", help=f"check the data of {_CONFIG_HELP}")
+    check.add_argument("--images", type=Path, metavar="DIR", help="folder of images")
+    check.add_argument("--annotations", type=Path, metavar="JSON", help="their COCO annotations")
+    check.add_argument("--json", type=Path, metavar="FILE", help="write the findings as JSON too")
+
+    train = add("train", "Train, or go on with a run that was stopped.", _OVERRIDES)
+    train.add_argument("--config", required=True, metavar="FILE[:MODE]", help=_CONFIG_HELP)
+    train.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="where the run is kept")
+
+    evaluate = add("eval", "Score a run or a checkpoint on its validation images.", _OVERRIDES)
+    evaluate.add_argument("--config", metavar="FILE[:MODE]", help=f"{_CONFIG_HELP}; by default, the run's own")
+    evaluate.add_argument("--workdir", type=Path, metavar="DIR", help="the run whose best checkpoint is scored")
+    evaluate.add_argument("--checkpoint", type=Path, metavar="PATH", help="a checkpoint, instead of --workdir")
+    evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON too")
+
+    predict = add("predict", "Detect in images: draws them and writes predictions.json (COCO results).")
+    predict.add_argument("images", nargs="+", metavar="IMAGE", help="image files or folders")
+    predict.add_argument(
+        "--checkpoint", type=Path, required=True, metavar="PATH", help="a run's folder or a checkpoint"
+    )
+    predict.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to write")
+    predict.add_argument(
+        "--threshold", type=float, default=0.5, metavar="SCORE", help="lowest score drawn (%(default)s)"
+    )
+
+    score = add("score", "Score COCO results against COCO ground truth; prints JSON.")
+    score.add_argument("--gt", type=Path, required=True, metavar="JSON", help="ground truth")
+    score.add_argument("--dt", type=Path, required=True, metavar="JSON", help="results")
+    score.add_argument("--type", choices=("bbox", "segm", "keypoints"), default="bbox", help="default: %(default)s")
+    score.add_argument("--backend", choices=("hotcoco", "pycocotools"), default="hotcoco", help="default: %(default)s")
+    return parser
+
+
+def _parse(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The options, and the overrides (`--config.a.b=value`) as `a.b=value`."""
+    prefix = "--config."
+    overrides = [argument.removeprefix(prefix) for argument in arguments if argument.startswith(prefix)]
+    options = parser.parse_args([argument for argument in arguments if not argument.startswith(prefix)])
+    if overrides and not getattr(options, "config", None):
+        parser.error(f"--config.{overrides[0]} changes an experiment: name it with --config=FILE")
+    if options.command == "check" and not options.config and not (options.images and options.annotations):
+        parser.error("check: give --images and --annotations, or --config")
+    if options.command == "eval" and not (options.workdir or options.checkpoint):
+        parser.error("eval: give --workdir or --checkpoint")
+    return options, overrides
+
+
+def _unexpected(error: Exception, workdir: Path | None) -> str:
+    """Keeps the traceback in a file and returns the line that says so."""
+    summary = f"unexpected {type(error).__name__}: {str(error).partition(chr(10))[0][:300]}"
+    file = (workdir if workdir and workdir.is_dir() else Path()) / "error.log"
+    try:
+        file.write_text("".join(traceback.format_exception(error)))
+    except OSError:
+        traceback.print_exception(error)
+        return summary
+    return f"{summary} (the traceback is in {file})"
+
+
+def _fail(message: str, status: int = 2) -> int:
+    print(f"mrcnn: error: {message}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

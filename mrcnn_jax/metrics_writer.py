@@ -1,0 +1,62 @@
+"""Metrics over time: `metrics.csv` for people and spreadsheets, event files for TensorBoard. No TensorFlow."""
+
+import csv
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from tensorboardX import SummaryWriter
+
+
+class MetricsWriter:
+    """Appends to `WORKDIR/metrics.csv` and `WORKDIR/tensorboard/`; one process of a run writes.
+
+    A row is a step at which something was measured; what was not measured then is an empty cell. A column keeps its place
+    for good: new metrics go to the right. Every row is on disk when `write` returns.
+    """
+
+    def __init__(self, workdir: Path, step: int = 0) -> None:
+        """Goes on after `step`: what an earlier process wrote of later steps, before it was stopped, is cut."""
+        workdir.mkdir(parents=True, exist_ok=True)
+        self._path = workdir / "metrics.csv"
+        self._columns, rows = self._read()
+        kept = [row for row in rows if int(row["step"]) <= step]
+        if len(kept) < len(rows):
+            self._replace(kept)
+        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1, max_queue=1000)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """One row. `values` are scalars of any kind that `float` takes."""
+        row = {"step": str(step)} | {name: repr(float(value)) for name, value in values.items()}
+        new = [name for name in row if name not in self._columns]
+        if new:
+            _, rows = self._read()
+            self._columns += new
+            self._replace([*rows, row])
+        else:
+            with self._path.open("a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, self._columns).writerow(row)
+        for name, value in values.items():
+            self._events.add_scalar(name, float(value), step)
+        self._events.flush()
+
+    def close(self) -> None:
+        """Closes the event file."""
+        self._events.close()
+
+    def _read(self) -> tuple[list[str], list[dict[str, str]]]:
+        if not self._path.exists():
+            return ["step"], []
+        with self._path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file, restval="")
+            # The last line may be half a row, if the process was killed in the middle of it.
+            rows = [row for row in reader if row["step"].isdecimal() and None not in row]
+            return list(reader.fieldnames or ["step"]), rows
+
+    def _replace(self, rows: list[dict[str, str]]) -> None:
+        partial = self._path.with_suffix(".partial")
+        with partial.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self._columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(partial, self._path)
