@@ -22,6 +22,10 @@ import numpy as np
 # A container holds NumPy arrays on the host and JAX arrays on the device.
 Leaf = Array | np.ndarray
 
+# Feature maps [b h w c] by level (stride 2**level), each with its extent [b 2]: the rows and columns inside which the map is
+# that of the image; None where that is all of it.
+Pyramid = dict[int, tuple[Array, Array | None]]
+
 
 @struct.dataclass
 class GroundTruth:

@@ -1,0 +1,32 @@
+"""Mask R-CNN R18-FPN on the balloon data set (61 training images, one class), at a size that suits a laptop.
+
+mrcnn train --config=experiments/balloon.py --config.data.root=BALLOON --config.train.init=RESNET18.npz --workdir=runs/balloon
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import base
+from mrcnn_jax.models import zoo
+
+
+def get_config(mode: str = "") -> ConfigDict:
+    """Mode '' or 'smoke'."""
+    model = zoo.torchvision(zoo.mask_rcnn(depth=18))
+    model.num_classes = 1
+    model.preprocess.update({"short_side": 256, "max_size": 384})
+    model.rpn.update({
+        "sizes": ((16.0,), (32.0,), (64.0,), (128.0,), (256.0,)), "num_samples": 128, "pre_nms": (500, 300), "post_nms": (250, 150),
+    })  # fmt: skip
+    model.fpn.channels = 128
+    model.rpn.channels = 128
+    model.roi.update({"num_samples": 64, "canonical_size": 112.0})
+    model.box.fc_dims = (512, 512)
+    model.mask.update({"num_convs": 2, "dim": 128})
+    config = base.experiment("balloon", model)
+    config.data.update({
+        "short_sides": (224, 256, 288), "max_size": 384, "buckets": ((288, 384), (384, 288)), "max_objects": 50, "num_workers": 0,
+    })  # fmt: skip
+    config.train.update({"batch_size": 4, "steps": 800, "eval_every": 400, "save_every": 200})
+    config.optimizer.update({"learning_rate": 0.04, "milestones": (600, 720), "warmup_steps": 100, "clip_norm": 10.0})
+    config.eval.update({"batch_size": 4, "num_workers": 0})
+    return base.finish(config, mode)

@@ -1,0 +1,87 @@
+"""What experiments are composed of: plain functions that take a config and return it changed."""
+
+from ml_collections import ConfigDict
+
+SHORT_SIDES = (640, 672, 704, 736, 768, 800)
+COCO_IMAGES = 117_266  # train2017 images that hold an object
+
+
+def experiment(name: str, model: ConfigDict) -> ConfigDict:
+    """A whole experiment with every key that there is, set to Detectron2's 1x recipe for a batch of 16."""
+    config = ConfigDict()
+    config.name = name
+    config.seed = 0
+    config.model = model
+    config.data = ConfigDict({
+        # 'coco': a folder of images and a COCO JSON; 'tfds': a folder written by `tfds_builders`; 'shapes': drawn on the fly.
+        "kind": "coco",
+        "root": "",
+        # Relative to root; left empty, they are looked for.
+        "train_images": "", "train_annotations": "", "val_images": "", "val_annotations": "",
+        "short_sides": SHORT_SIDES, "max_size": 1333, "buckets": ((800, 1344), (1344, 800)), "flip": 0.5,
+        # Large-scale jitter: (smallest, largest) scale of a square bucket; () is none.
+        "jitter": (),
+        "max_objects": 100, "mask_size": 112, "keypoints": False, "keep_empty": False, "num_workers": 4,
+        # Only for 'shapes'.
+        "num_train": 10_000, "num_val": 400, "size": (128, 128),
+    })  # fmt: skip
+    config.train = ConfigDict({
+        "batch_size": 16, "steps": 90_000, "accumulate": 1, "ema": 0.0, "log_every": 20, "eval_every": 10_000,
+        "save_every": 5_000, "keep_last": 2,
+        # Weights to start from: a run's folder, a checkpoint, or a ResNet in an .npz. Empty: random.
+        "init": "",
+    })  # fmt: skip
+    config.optimizer = ConfigDict({
+        "name": "sgd", "learning_rate": 0.02, "base_batch_size": 16, "momentum": 0.9, "weight_decay": 1e-4,
+        "schedule": "step", "milestones": (60_000, 80_000), "warmup_steps": 1000, "warmup_factor": 1e-3,
+        "clip_norm": 0.0, "freeze": (),
+    })  # fmt: skip
+    config.eval = ConfigDict({
+        "batch_size": 8, "short_side": model.preprocess.short_side, "num_workers": 2, "backend": "hotcoco", "num_images": 0,
+    })  # fmt: skip
+    return config
+
+
+def schedule(config: ConfigDict, epochs_of_12: int) -> ConfigDict:
+    """Detectron2's 1x, 2x, 3x, ...: 90,000 steps of 16 images a unit, the rate divided by 10 at the last 30,000 and 10,000."""
+    steps = 90_000 * epochs_of_12
+    config.train.steps = steps
+    config.optimizer.milestones = (steps - 60_000, steps - 20_000) if epochs_of_12 > 1 else (60_000, 80_000)
+    return config
+
+
+def large_scale_jitter(config: ConfigDict, epochs: int) -> ConfigDict:
+    """Training from scratch on 1024 x 1024 crops at 0.1 to 2 times the size (Ghiasi et al., "Copy-Paste", 2021), batch 64."""
+    config.data.update({"jitter": (0.1, 2.0), "buckets": ((1024, 1024),), "short_sides": (1024,), "max_size": 1024})
+    steps = epochs * COCO_IMAGES // 64
+    config.train.update({"batch_size": 64, "steps": steps, "eval_every": steps // 20})
+    config.optimizer.update({
+        "learning_rate": 0.1, "base_batch_size": 64, "weight_decay": 4e-5, "warmup_steps": 500, "warmup_factor": 0.067,
+        "milestones": (int(0.889 * steps), int(0.963 * steps)),
+    })  # fmt: skip
+    return config
+
+
+def smoke(config: ConfigDict) -> ConfigDict:
+    """The same architecture for three steps on a handful of small drawn images: does it run at all?"""
+    config.name += "_smoke"
+    config.data.update({
+        "kind": "shapes", "num_train": 8, "num_val": 4, "size": (128, 128), "short_sides": (128,), "max_size": 128,
+        "buckets": ((128, 128),), "jitter": (), "max_objects": 16, "num_workers": 0,
+    })  # fmt: skip
+    config.model.rpn.update({"pre_nms": (200, 100), "post_nms": (100, 50)})
+    config.model.roi.num_samples = 32
+    config.model.box.update({"max_detections": 20, "num_candidates": 200})
+    config.model.preprocess.short_side = 128
+    config.train.update({"batch_size": 2, "steps": 3, "log_every": 1, "eval_every": 3, "save_every": 3, "init": ""})
+    config.optimizer.update({"warmup_steps": 1, "milestones": (2,)})
+    config.eval.update({"batch_size": 2, "short_side": 128, "num_workers": 0})
+    return config
+
+
+def finish(config: ConfigDict, mode: str) -> ConfigDict:
+    """Apply the mode: '' is the experiment itself, 'smoke' its three steps."""
+    if mode not in ("", "smoke"):
+        raise ValueError(f"unknown mode '{mode}': there is '' and 'smoke'")
+    config = smoke(config) if mode == "smoke" else config
+    return config.lock()

@@ -1,0 +1,18 @@
+"""Mask R-CNN, ResNet-18-FPN, COCO, 1x schedule: the smallest that is worth running on real images.
+
+    mrcnn train --config=experiments/mask_rcnn_r18_fpn_coco.py --config.data.root=COCO --workdir=runs/r18_fpn
+
+Not trained here yet, and no reference publishes this row.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import base
+from mrcnn_jax.models import zoo
+
+
+def get_config(mode: str = "") -> ConfigDict:
+    """Mode '' or 'smoke'."""
+    config = base.experiment("mask_rcnn_r18_fpn_coco", zoo.mask_rcnn(depth=18))
+    config = base.schedule(config, 1)
+    return base.finish(config, mode)

@@ -1,0 +1,34 @@
+"""`mrcnn demo`: train on drawn shapes, score, and draw what was found."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from mrcnn_jax.commands import train
+from mrcnn_jax.data import sources
+from mrcnn_jax.model import load
+from mrcnn_jax.visualize import draw, save, sheet, truth
+
+NUM_DRAWN = 12
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+    """Everything ends up in `workdir`: metrics.json, curves.png, predictions.png, checkpoints. The last line is the result."""
+    figures = train.run(config, workdir)
+    dataset, _ = sources.load(config, "val")
+    model = load(workdir)
+    records = [dataset.records[i] for i in range(NUM_DRAWN)]
+    images = [record.image() for record in records]
+    pairs = []
+    for record, image, found in zip(records, images, model.predict(images), strict=True):
+        pairs += [draw(image, truth(record), model.classes), draw(image, found, model.classes)]
+    save(sheet(pairs, columns=6, captions=["annotated", "predicted"] * NUM_DRAWN), workdir / "predictions.png")
+    minutes = _training_minutes(workdir / "metrics.csv", config.train.batch_size)
+    num_images = len(dataset.records) if not config.eval.num_images else min(config.eval.num_images, len(dataset.records))
+    print(f"pictures: {workdir / 'predictions.png'} and {workdir / 'curves.png'}")
+    print(
+        f"demo: box AP {figures['box/AP']:.3f}  mask AP {figures['mask/AP']:.3f}  images {num_images}  "
+        f"training {minutes:.1f} min"
+    )

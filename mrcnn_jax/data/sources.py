@@ -1,0 +1,38 @@
+"""From `config.data` to the data sets that it names."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from mrcnn_jax.data import coco, shapes, tfds_builders
+from mrcnn_jax.data.dataset import Category, Dataset
+from mrcnn_jax.errors import UserError
+
+
+def load(config: ConfigDict, split: str, categories: Sequence[Category] | None = None) -> tuple[Dataset, list[str]]:
+    """The 'train' or 'val' data set of `config.data`, and what its reader has to tell, a line each.
+
+    `categories` are those of the training set: a validation file's are matched to them by name. Raises `UserError` naming the
+    config key where the data are not there.
+    """
+    data = config.data
+    if data.kind == "shapes":
+        count = data.num_train if split == "train" else data.num_val
+        return shapes.load(split, count, seed=config.seed, size=tuple(data.size)), []
+    if data.kind not in ("coco", "tfds"):
+        raise UserError(f"config.data.kind='{data.kind}' is not known: use 'coco', 'tfds' or 'shapes'")
+    if not data.root:
+        raise UserError(
+            "config.data.root is empty: pass --config.data.root=DIR, the folder that holds the images and annotations"
+        )
+    root = Path(data.root).expanduser()
+    if not root.is_dir():
+        raise UserError(f"config.data.root={data.root} is not a folder: pass --config.data.root=DIR")
+    if data.kind == "tfds":
+        return tfds_builders.load(root, split), []
+    images, annotations = data[f"{split}_images"], data[f"{split}_annotations"]
+    if not annotations:
+        images, annotations = coco.find(root, split)
+    dataset, report = coco.load(root / images, root / annotations, categories)
+    return dataset, report.lines()

@@ -1,0 +1,58 @@
+"""Data parallelism: one mesh axis over all devices of all hosts."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from mrcnn_jax.errors import UserError
+
+AXIS = "data"
+
+
+def make_mesh(num_devices: int | None = None) -> Mesh:
+    """A one-axis mesh over all devices, or over the first `num_devices`."""
+    devices = jax.devices()[:num_devices]
+    return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def check_batch_size(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
+    """Raise `UserError` where a global batch cannot be dealt out evenly."""
+    parts = mesh.size * accumulate
+    if batch_size % parts:
+        raise UserError(
+            f"config.train.batch_size={batch_size} does not divide over {mesh.size} devices x {accumulate} accumulation steps: "
+            f"use a multiple of {parts}"
+        )
+
+
+def shard(batch: Any, mesh: Mesh) -> Any:
+    """Put this host's part of a global batch on its devices, split along the first axis."""
+    sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+    hosts = jax.process_count()
+
+    def put(x):
+        x = np.asarray(x)
+        return jax.make_array_from_process_local_data(sharding, x, (x.shape[0] * hosts, *x.shape[1:]))
+
+    return jax.tree.map(put, batch)
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """Put a copy of every array on every device."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def data_parallel(step: Callable, mesh: Mesh, *, batch_outputs: bool = False, donate: bool = False) -> Callable:
+    """Compile `step(state, batch)` to run on each device's part of the batch.
+
+    `state` is replicated. The output is replicated too (the step has to make it equal by `psum`), or, with `batch_outputs`, split
+    like the batch.
+    """
+    everywhere, split = PartitionSpec(), PartitionSpec(AXIS)
+    mapped = jax.shard_map(
+        step, mesh=mesh, in_specs=(everywhere, split), out_specs=split if batch_outputs else everywhere, check_vma=False
+    )
+    return jax.jit(mapped, donate_argnums=0 if donate else ())

@@ -1,0 +1,46 @@
+"""Evaluating a set of variables on a data set: detect on all devices, score on the host."""
+
+from pathlib import Path
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from mrcnn_jax import distributed
+from mrcnn_jax.data import pipeline
+from mrcnn_jax.data.dataset import Dataset
+from mrcnn_jax.evaluation.evaluate import evaluate
+from mrcnn_jax.models.rcnn import RCNN
+
+
+class Evaluator:
+    """Scores variables on one data set; compiles once a bucket, however often it is called."""
+
+    def __init__(self, model: RCNN, dataset: Dataset, config: ConfigDict, mesh: Mesh):
+        if 0 < config.eval.num_images < len(dataset.records):
+            dataset = dataset.subset(range(config.eval.num_images))
+        self._dataset, self._config, self._mesh = dataset, config, mesh
+        self._detect = distributed.data_parallel(
+            lambda variables, batch: model.apply(variables, batch, method="detect"), mesh, batch_outputs=True
+        )
+
+    def __call__(self, variables: dict, out_dir: Path | None = None) -> dict:
+        """`{'box': Metrics, 'mask': Metrics}` of `variables`; with `out_dir`, predictions.json and metrics.json are written."""
+        config = self._config
+
+        def detect(batch):
+            return self._detect(variables, distributed.shard(batch, self._mesh))
+
+        batch_size = -(-config.eval.batch_size // self._mesh.size) * self._mesh.size
+        batches = pipeline.eval_loader(self._dataset, config, batch_size)
+        metrics, _ = evaluate(
+            detect, batches, self._dataset, kinds=("bbox", "segm") if "mask" in config.model else ("bbox",),
+            num_workers=config.eval.num_workers, paste_rule=config.model.mask.paste, out_dir=out_dir, progress=True,
+            backend=config.eval.backend,
+        )  # fmt: skip
+        return metrics
+
+
+def headline(metrics: dict) -> dict[str, float]:
+    """The figures of `Evaluator` as one flat dict: box/AP, box/AP50, ..., mask/AP, ..."""
+    names = {"bbox": "box", "segm": "mask", "keypoints": "keypoint"}
+    return {f"{names[kind]}/{name}": value for kind, m in metrics.items() for name, value in m.figures.items()}

@@ -1,0 +1,183 @@
+"""What users hold: an architecture with its config and classes and, once loaded, its weights."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from ml_collections import ConfigDict
+
+from mrcnn_jax.data import images as image_files
+from mrcnn_jax.data.dataset import Category
+from mrcnn_jax.data.transforms import resize, resized_shape
+from mrcnn_jax.errors import UserError
+from mrcnn_jax.evaluation.results import to_image
+from mrcnn_jax.models import zoo
+from mrcnn_jax.types import Batch, Detections
+
+
+@dataclass(frozen=True)
+class Result:
+    """The detections of one image, best score first, in pixels of the image as it was given."""
+
+    boxes: np.ndarray  # float32 [d, 4] xyxy
+    scores: np.ndarray  # float32 [d]
+    labels: np.ndarray  # int [d], index into `Model.classes`, 0..K-1
+    category_ids: np.ndarray  # int [d], the data set's own ids
+    masks: np.ndarray | None = None  # bool [d, h, w]
+    keypoints: np.ndarray | None = None  # float32 [d, j, 3]
+
+
+@dataclass
+class Model:
+    """A detector: `init`, `losses` and `detect` are pure functions of (params, ...); `predict` uses the loaded `params`.
+
+    `params` everywhere means all variables of the network: {"params": trained, "batch_stats": buffers}.
+    """
+
+    config: ConfigDict
+    categories: tuple[Category, ...]
+    params: dict | None = None
+    _detectors: dict = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def network(self):
+        """The Flax module."""
+        return zoo.build(self.config)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of `Result.labels`."""
+        return tuple(category.name for category in self.categories)
+
+    def init(self, key: Array) -> dict:
+        """Random parameters."""
+        return jax.jit(lambda key: self.network.init(key, empty_batch(1, (64, 64)), method="touch"))(key)
+
+    def losses(self, params: dict, batch: Batch, key: Array | None):
+        """`RCNN.losses`: the loss terms and what is worth watching, each {name: (total, weight)}."""
+        return self.network.apply(params, batch, key, method="losses")
+
+    def detect(self, params: dict, batch: Batch) -> Detections:
+        """`RCNN.detect`: detections in pixels of the padded images."""
+        return self.network.apply(params, batch, method="detect")
+
+    def predict(
+        self,
+        images: Sequence[np.ndarray | str | Path],
+        proposals: None = None,
+        min_size: int | None = None,
+        max_size: int | None = None,
+        score_threshold: float | None = None,
+        batch_size: int = 4,
+    ) -> list[Result]:
+        """Detect in uint8 RGB arrays or image files of any sizes; one `Result` an image, in the order given.
+
+        Images are resized as the weights expect (`min_size` and `max_size` override), sorted into a landscape and a portrait
+        shape, and run `batch_size` at a time: two compilations, or four where single images are asked for too.
+        Raises `UserError` for a file that cannot be read or an array that is not uint8 RGB.
+        """
+        if self.params is None:
+            raise UserError("this model has no weights: use mrcnn_jax.load(path), or set model.params")
+        if proposals is not None:
+            raise UserError(f"{self.config.get('name', 'this model')} finds its own proposals: leave `proposals` out")
+        short = min_size or self.config.preprocess.short_side
+        long = max_size or self.config.preprocess.max_size
+        arrays = [_array(image, i) for i, image in enumerate(images)]
+        shapes = [_bucket(array.shape, short, long, self.config.preprocess) for array in arrays]
+        results: list[Result | None] = [None] * len(arrays)
+        for shape in sorted(set(shapes)):
+            members = [i for i, s in enumerate(shapes) if s == shape]
+            size = 1 if len(members) == 1 else batch_size
+            for start in range(0, len(members), size):
+                chunk = members[start : start + size]
+                batch = self._batch([arrays[i] for i in chunk], size, shape, short, long)
+                found = jax.device_get(self._detector(batch.image.shape)(self.params, batch))
+                for row, i in enumerate(chunk):
+                    detections = jax.tree.map(lambda x, row=row: x[row], found)
+                    results[i] = self._result(detections, batch.size[row], arrays[i].shape[:2], score_threshold)
+        return results
+
+    def _batch(self, arrays: list[np.ndarray], batch_size: int, shape: tuple[int, int], short: int, long: int) -> Batch:
+        batch = empty_batch(batch_size, shape)
+        rules = self.config.preprocess
+        for row, array in enumerate(arrays):
+            height, width = resized_shape(*array.shape[:2], short, long, rules.rounding)
+            batch.image[row, :height, :width] = resize(array, (height, width), rules.interpolation)
+            batch.size[row], batch.original_size[row], batch.valid[row] = (height, width), array.shape[:2], True
+        return batch
+
+    def _detector(self, shape: tuple[int, ...]):
+        return self._detectors.setdefault(shape, jax.jit(self.detect))
+
+    def _result(self, detections: Detections, size, original, score_threshold: float | None) -> Result:
+        found = to_image(
+            detections, size, original, paste_rule=self.config.mask.paste if "mask" in self.config else None
+        )
+        keep = found.scores >= (score_threshold or 0.0)
+        labels = found.classes[keep] - 1
+        ids = np.array([category.id for category in self.categories], np.int64)[labels]
+        return Result(found.boxes[keep], found.scores[keep], labels, ids, *_rows(keep, found.masks, found.keypoints))
+
+
+def empty_batch(batch_size: int, shape: tuple[int, int]) -> Batch:
+    """A NumPy batch of black images, none of which is valid."""
+    return Batch(
+        image=np.zeros((batch_size, *shape, 3), np.uint8),
+        size=np.full((batch_size, 2), 32, np.int32),
+        original_size=np.full((batch_size, 2), 32, np.int32),
+        image_id=np.zeros(batch_size, np.int32),
+        valid=np.zeros(batch_size, bool),
+    )
+
+
+def create(name: str, num_classes: int, **overrides: Any) -> Model:
+    """A named architecture without weights; `overrides` maps dotted config keys to values, e.g. {"box.beta": 0.5}."""
+    config = zoo.named(name)
+    config.num_classes = num_classes
+    config.update_from_flattened_dict(overrides)
+    return Model(config, tuple(Category(i + 1, f"class {i + 1}") for i in range(num_classes)))
+
+
+def load(path: str | Path, overrides: dict[str, Any] | None = None) -> Model:
+    """The model in a run's folder or a checkpoint, with its classes and preprocessing.
+
+    `overrides` maps dotted keys of the model config to values, e.g. {"box.score_threshold": 0.5}.
+    """
+    from mrcnn_jax.checkpoints.state import load_params
+
+    params, batch_stats, metadata = load_params(Path(path))
+    config, categories = zoo.from_metadata(metadata)
+    for key, value in (overrides or {}).items():
+        try:
+            config.update_from_flattened_dict({key: value})
+        except (KeyError, TypeError) as error:
+            raise UserError(f"overrides: {key}={value!r} does not fit the model's config: {error}") from None
+    return Model(config, categories, jax.tree.map(jnp.asarray, {"params": params, "batch_stats": batch_stats}))
+
+
+def _array(image: np.ndarray | str | Path, index: int) -> np.ndarray:
+    if isinstance(image, (str, Path)):
+        return image_files.decode(Path(image))
+    image = np.asarray(image)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise UserError(
+            f"images[{index}] is {image.dtype} {image.shape}: give uint8 RGB of shape (height, width, 3), or a path"
+        )
+    return image
+
+
+def _bucket(shape: tuple[int, ...], short: int, long: int, rules: ConfigDict) -> tuple[int, int]:
+    """The landscape or portrait shape into which an image of `shape` fits after the resize."""
+    low, high = (-(-side // 32) * 32 for side in (min(short, long), long))
+    height, width = resized_shape(shape[0], shape[1], short, long, rules.rounding)
+    return (low, high) if height <= width else (high, low)
+
+
+def _rows(keep: np.ndarray, *arrays: np.ndarray | None) -> list[np.ndarray | None]:
+    return [None if array is None else array[keep] for array in arrays]

@@ -1,0 +1,74 @@
+"""The box stage: classify each RoI and refine its box (Girshick, "Fast R-CNN", 2015)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+from jaxtyping import Float, Int
+
+from mrcnn_jax.ops import boxes as box_ops
+from mrcnn_jax.ops.losses import box_loss, softmax_cross_entropy
+from mrcnn_jax.ops.nms import nms, top_k_valid
+from mrcnn_jax.types import Detections, GroundTruth, Proposals, Samples
+
+
+@struct.dataclass
+class BoxOutput:
+    """Class logits (column 0 is background) and, for each class or for all in common, the box deltas of RoIs."""
+
+    logits: Float[Array, "*b r k1"]
+    deltas: Float[Array, "*b r k_or_1 4"]
+
+
+class BoxStage(nn.Module):
+    """Head and predictor over pooled RoIs, with the rules for its loss and for choosing detections."""
+
+    head: nn.Module
+    predictor: nn.Module
+    size: int = 7
+    weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)
+    beta: float = 0.0
+    score_threshold: float = 0.05
+    nms_threshold: float = 0.5
+    max_detections: int = 100
+    # How many (RoI, class) pairs enter the last suppression. The references have no limit; a pair beyond the best 2,000 that
+    # would still have been among the 100 detections needs over 1,900 better pairs to be suppressed first.
+    num_candidates: int = 2000
+    min_size: float = 0.0
+
+    def __call__(self, rois: Float[Array, "b r s s c"], train: bool) -> BoxOutput:
+        b, r = rois.shape[:2]
+        logits, deltas = self.predictor(self.head(rois.reshape(b * r, *rois.shape[2:]), train))
+        return BoxOutput(logits.reshape(b, r, -1), deltas.reshape(b, r, -1, 4))
+
+    def losses(self, out: BoxOutput, samples: Samples, gt: GroundTruth) -> dict[str, tuple[Array, Array]]:
+        """Cross-entropy over all samples and box loss over the positives of ONE image, both divided by all samples."""
+        classification, weight = softmax_cross_entropy(out.logits, samples.classes, samples.valid)
+        deltas = _of_class(out.deltas, samples.classes)
+        targets = box_ops.encode(gt.boxes[samples.gt], samples.boxes, self.weights)
+        box = box_loss(deltas, targets, samples.positive, self.beta)
+        return {"box_class": (classification, weight), "box_regression": (box, weight)}
+
+    def detect(self, out: BoxOutput, proposals: Proposals, size: Int[Array, " 2"]) -> Detections:
+        """Detections of ONE image: threshold, decode, clip, suppress a class at a time, keep the best."""
+        num_classes = out.logits.shape[-1] - 1
+        scores = jax.nn.softmax(out.logits, axis=-1)[:, 1:]
+        valid = proposals.valid[:, None] & (scores > self.score_threshold)
+        num_candidates = min(self.num_candidates, scores.size)
+        best, valid = top_k_valid(scores.reshape(-1), valid.reshape(-1), num_candidates)
+        roi, classes = best // num_classes, best % num_classes + 1
+        boxes = box_ops.decode(_of_class(out.deltas[roi], classes), proposals.boxes[roi], self.weights)
+        boxes = box_ops.clip(boxes, size)
+        sides = boxes[:, 2:] - boxes[:, :2]
+        valid &= jnp.all(jnp.isfinite(boxes), axis=-1) & jnp.all(sides >= self.min_size, axis=-1)
+        scores = scores.reshape(-1)[best]
+        keep = nms(boxes, scores, valid, self.nms_threshold, classes)
+        best, valid = top_k_valid(scores, keep, self.max_detections)
+        return Detections(boxes[best], scores[best], classes[best], valid)
+
+
+def _of_class(deltas: Float[Array, "r k 4"], classes: Int[Array, " r"]) -> Float[Array, "r 4"]:
+    """Each row's deltas for its own class 1..k; class-agnostic deltas (k = 1) serve every class."""
+    column = jnp.clip(classes - 1, 0, deltas.shape[1] - 1)
+    return jnp.take_along_axis(deltas, column[:, None, None], axis=1)[:, 0]

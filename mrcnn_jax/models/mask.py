@@ -1,0 +1,38 @@
+"""The mask branch: an FCN that predicts an m x m mask a class, apart from the class (He et al., "Mask R-CNN", 2017)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from mrcnn_jax.ops.losses import mask_loss
+from mrcnn_jax.ops.masks import crop_targets, select_class
+from mrcnn_jax.types import Detections, GroundTruth, Samples
+
+
+class MaskTask(nn.Module):
+    """Mask head over pooled RoIs, with its loss on positives and its reading on detections."""
+
+    head: nn.Module
+    size: int = 14
+    # torchvision trains on soft targets, Detectron2 on bits.
+    soft_targets: bool = False
+
+    def __call__(self, rois: Float[Array, "b r s s c"], train: bool) -> Float[Array, "b r m m k"]:
+        b, r = rois.shape[:2]
+        logits = self.head(rois.reshape(b * r, *rois.shape[2:]), train)
+        return logits.reshape(b, r, *logits.shape[1:])
+
+    def losses(
+        self, logits: Float[Array, "s m m k"], samples: Samples, gt: GroundTruth
+    ) -> dict[str, tuple[Array, Array]]:
+        """Mean binary cross-entropy of each positive's own class, over the positives of ONE image that have a mask."""
+        targets = crop_targets(gt.masks, gt.boxes, samples.gt, samples.boxes, logits.shape[1], soft=self.soft_targets)
+        where = samples.positive & gt.has_mask[samples.gt]
+        return {"mask": mask_loss(select_class(logits, samples.classes), targets, where)}
+
+    def detect(self, logits: Float[Array, "d m m k"], detections: Detections) -> Detections:
+        """The detections of ONE image with the probabilities of their class's mask."""
+        probabilities = jax.nn.sigmoid(select_class(logits, detections.classes))
+        return detections.replace(masks=jnp.where(detections.valid[:, None, None], probabilities, 0.0))

@@ -1,0 +1,52 @@
+"""RoI features from a pyramid: each RoI is read from the level that fits its size (Lin et al., "FPN", 2017, eq. 1)."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Float
+
+from mrcnn_jax.ops.roi_align import adaptive_taps, assign_levels, roi_align
+from mrcnn_jax.types import Pyramid
+
+
+@dataclass(frozen=True)
+class Pooler:
+    """How RoIAlign reads: Detectron2 is aligned and adaptive (sampling_ratio 0), torchvision neither (2)."""
+
+    aligned: bool = True
+    sampling_ratio: int = 0
+    level_eps: float = 1e-8
+    canonical_size: float = 224.0
+    levels: tuple[int, ...] = (2, 3, 4, 5)
+
+    def __call__(
+        self, pyramid: Pyramid, boxes: Float[Array, "b r 4"], valid: Bool[Array, "b r"], size: int
+    ) -> Float[Array, "b r s s c"]:
+        """Pool every RoI of a batch to size x size; a row that is not valid gives numbers without a meaning."""
+        maps = [pyramid[level][0] for level in self.levels]
+        extents = [pyramid[level][1] for level in self.levels]
+        if extents[0] is None:
+            extents = [jnp.broadcast_to(jnp.array(m.shape[1:3], jnp.int32), (m.shape[0], 2)) for m in maps]
+        extents = jnp.stack(extents, axis=1)
+        boxes = jnp.where(valid[..., None], boxes, 0.0)
+        levels = jax.vmap(self._assign)(boxes)
+        strides = tuple(2**level for level in self.levels)
+        options = {"size": size, "sampling_ratio": self.sampling_ratio, "aligned": self.aligned}
+
+        def one_image(maps, extents, boxes, levels, limit):
+            return roi_align(maps, extents, strides, boxes, levels=levels, limit=limit, **options)
+
+        limit = None
+        if self.sampling_ratio == 0:
+            # The loop over taps runs as long as the batch's largest RoI needs: one count for all images.
+            limit = jnp.max(
+                jax.vmap(lambda b, n: adaptive_taps(b, n, strides, size=size, aligned=self.aligned))(boxes, levels)
+            )
+        return jax.vmap(one_image, (0, 0, 0, 0, None))(maps, extents, boxes, levels, limit)
+
+    def _assign(self, boxes: Float[Array, "r 4"]):
+        low, high = self.levels[0], self.levels[-1]
+        levels = assign_levels(boxes, low, high, canonical_size=self.canonical_size, eps=self.level_eps)
+        return levels - low

@@ -1,0 +1,119 @@
+"""The Region Proposal Network (Ren et al., "Faster R-CNN", 2015; over a pyramid as in Lin et al., "FPN", 2017)."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import Array
+from jaxtyping import Bool, Float, Int
+
+from mrcnn_jax.ops import boxes as box_ops
+from mrcnn_jax.ops.anchors import cell_anchors, grid_anchors
+from mrcnn_jax.ops.losses import box_loss, objectness_loss
+from mrcnn_jax.ops.match import match
+from mrcnn_jax.ops.nms import nms, top_k_valid
+from mrcnn_jax.ops.sample import sample_anchors
+from mrcnn_jax.types import GroundTruth, Proposals, Pyramid
+
+BOX_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
+
+
+@struct.dataclass
+class RPNOutput:
+    """One value a anchor, levels concatenated finest first."""
+
+    logits: Float[Array, "*b a"]
+    deltas: Float[Array, "*b a 4"]
+    anchors: Float[Array, "*b a 4"]
+    # False for an anchor whose cell lies beyond the image's canvas.
+    valid: Bool[Array, "*b a"]
+
+
+class RPN(nn.Module):
+    """Scores and refines anchors on every level of a pyramid, and turns the best into proposals.
+
+    `pre_nms` and `post_nms` are (training, inference) counts: the first a level, the second an image.
+    """
+
+    head: nn.Module
+    sizes: tuple[tuple[float, ...], ...] = ((32,), (64,), (128,), (256,), (512,))
+    ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    # torchvision rounds its anchors and takes the stride to be image // grid; Detectron2 does neither.
+    rounded: bool = False
+    stride_from_grid: bool = False
+    iou: tuple[float, float] = (0.3, 0.7)
+    num_samples: int = 256
+    positive_fraction: float = 0.5
+    beta: float = 0.0
+    # Detectron2 divides by the number of slots, torchvision by the number of anchors that were sampled.
+    divide_by_slots: bool = True
+    pre_nms: tuple[int, int] = (2000, 1000)
+    post_nms: tuple[int, int] = (1000, 1000)
+    nms_threshold: float = 0.7
+    min_size: float = 0.0
+
+    def __call__(self, pyramid: Pyramid, image_shape: tuple[int, int]) -> RPNOutput:
+        """Logits, deltas and anchors of a batch; `image_shape` is that of the padded images."""
+        logits, deltas = self.head(pyramid)
+        anchors, valid = [], []
+        for level, sizes in zip(sorted(pyramid), self.sizes, strict=True):
+            features, extent = pyramid[level]
+            height, width = features.shape[1:3]
+            stride = (image_shape[0] // height, image_shape[1] // width) if self.stride_from_grid else (2**level,) * 2
+            anchors.append(grid_anchors(cell_anchors(sizes, self.ratios, self.rounded), (height, width), stride))
+            inside = jax.vmap(_cells_inside, (None, None, 0))(height, width, _whole(features, extent))
+            valid.append(jnp.repeat(inside, len(sizes) * len(self.ratios), axis=1))
+        anchors = jnp.broadcast_to(np.concatenate(anchors), (features.shape[0], sum(map(len, anchors)), 4))
+        return RPNOutput(jnp.concatenate(logits, 1), jnp.concatenate(deltas, 1), anchors, jnp.concatenate(valid, 1))
+
+    def losses(self, out: RPNOutput, gt: GroundTruth, key: Array | None) -> dict[str, tuple[Array, Array]]:
+        """Objectness and box loss of ONE image; key None samples the first anchors of each kind."""
+        low, high = self.iou
+        matches = match(out.anchors, gt, high=high, low=low, low_quality=True, boxes_valid=out.valid)
+        positive, negative = sample_anchors(key, matches, self.num_samples, self.positive_fraction)
+        objectness, count = objectness_loss(out.logits, positive, positive | negative)
+        targets = box_ops.encode(gt.boxes[matches.gt], out.anchors, BOX_WEIGHTS)
+        weight = jnp.float32(self.num_samples) if self.divide_by_slots else count
+        return {
+            "rpn_objectness": (objectness, weight),
+            "rpn_box": (box_loss(out.deltas, targets, positive, self.beta), weight),
+        }
+
+    def propose(self, out: RPNOutput, size: Int[Array, " 2"], level_sizes: Sequence[int], *, train: bool) -> Proposals:
+        """The best boxes of ONE image after non-maximum suppression on each level; no gradient flows through them."""
+        num_candidates, num_proposals = (counts[0 if train else 1] for counts in (self.pre_nms, self.post_nms))
+        num_candidates = min(num_candidates, max(level_sizes))
+        out = jax.lax.stop_gradient(out)
+        levels, start = [], 0
+        for level_size in level_sizes:
+            level = jax.tree.map(lambda x: x[start : start + level_size], out)  # noqa: B023 (used at once)
+            levels.append(self._candidates(level, size, num_candidates))
+            start += level_size
+        levels = jax.tree.map(lambda *x: jnp.stack(x), *levels)
+        keep = jax.vmap(lambda c: nms(c.boxes, c.scores, c.valid, self.nms_threshold))(levels)
+        merged = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), levels.replace(valid=keep))
+        best, valid = top_k_valid(merged.scores, merged.valid, num_proposals)
+        return Proposals(merged.boxes[best], merged.scores[best], valid)
+
+    def _candidates(self, out: RPNOutput, size: Int[Array, " 2"], num: int) -> Proposals:
+        """The `num` anchors of one level with the highest logits, decoded and clipped to the image."""
+        best, valid = top_k_valid(out.logits, out.valid, num)
+        boxes = box_ops.clip(box_ops.decode(out.deltas[best], out.anchors[best], BOX_WEIGHTS), size)
+        sides = boxes[:, 2:] - boxes[:, :2]
+        large = jnp.all(sides >= self.min_size if self.min_size > 0 else sides > 0, axis=-1)
+        return Proposals(boxes, out.logits[best], valid & large)
+
+
+def _whole(features: Array, extent: Int[Array, "b 2"] | None) -> Int[Array, "b 2"]:
+    """The extent, or that of the whole map where none is given."""
+    if extent is not None:
+        return extent
+    return jnp.broadcast_to(jnp.array(features.shape[1:3], jnp.int32), (features.shape[0], 2))
+
+
+def _cells_inside(height: int, width: int, extent: Int[Array, " 2"]) -> Bool[Array, " n"]:
+    rows, columns = jnp.arange(height) < extent[0], jnp.arange(width) < extent[1]
+    return (rows[:, None] & columns[None, :]).reshape(-1)

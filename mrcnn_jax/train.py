@@ -1,0 +1,147 @@
+"""The training loop: one function, read from top to bottom. The same for every member of the family."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from mrcnn_jax import distributed
+from mrcnn_jax.checkpoints.initial import initial_variables
+from mrcnn_jax.checkpoints.metadata import describe
+from mrcnn_jax.checkpoints.state import Checkpoints
+from mrcnn_jax.data import pipeline, sources
+from mrcnn_jax.data.dataset import Dataset
+from mrcnn_jax.diagnose import first_non_finite
+from mrcnn_jax.errors import UserError
+from mrcnn_jax.evaluation.run import Evaluator, headline
+from mrcnn_jax.metrics_writer import MetricsWriter
+from mrcnn_jax.models import zoo
+from mrcnn_jax.optim import optimizer
+from mrcnn_jax.overview import parameter_table
+from mrcnn_jax.progress import Progress
+from mrcnn_jax.train_step import init_state, make_train_step
+
+
+def train(config: ConfigDict, workdir: Path, *, log: Callable[[str], None] = print) -> dict[str, float]:
+    """Train until `config.train.steps`, going on from the newest checkpoint in `workdir`. Returns the last figures.
+
+    Raises `UserError` where the config, the data or the loss makes it impossible to go on; what was saved stays.
+    """
+    mesh = distributed.make_mesh()
+    distributed.check_batch_size(config.train.batch_size, mesh, config.train.accumulate)
+
+    train_data, val_data = _data(config, log)
+    config = _with_classes(config, train_data)
+
+    model = zoo.build(config.model, distributed.AXIS)
+    variables, report = initial_variables(model, config)
+    for line in (*report, parameter_table(variables["params"])):
+        log(line)
+    tx, rate = optimizer(config, variables["params"], zoo.frozen_prefixes(config.model))
+    state = init_state(variables, tx, ema=config.train.ema > 0)
+
+    metadata = describe(config, train_data.categories)
+    checkpoints = Checkpoints(workdir, metadata, keep_last=config.train.keep_last)
+    restored = checkpoints.restore(state)
+    if restored is not None:
+        state = restored.state
+        log(f"resumed from step {restored.step} in {workdir}")
+    start = int(state.step)
+    state = distributed.replicate(state, mesh)
+    writer = MetricsWriter(workdir, start)
+
+    step_fn = make_train_step(
+        model,
+        tx,
+        seed=config.seed,
+        accumulate=config.train.accumulate,
+        ema_decay=config.train.ema,
+        axis_name=distributed.AXIS,
+    )
+    step_fn = distributed.data_parallel(step_fn, mesh, donate=True)
+    evaluator = Evaluator(model, val_data, config, mesh)
+
+    def loader(first_step: int):
+        hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+        return pipeline.train_loader(train_data, config, config.seed, config.train.batch_size, first_step, **hosts)
+
+    def stop_if_not_finite() -> None:
+        if bool(state.finite):
+            return
+        checkpoints.close()
+        step, batch = int(state.step), next(iter(loader(int(state.step))))
+        culprit = first_non_finite(zoo.build(config.model), state, batch, config.seed)
+        raise UserError(
+            f"the loss is not finite at step {step}, image ids {', '.join(map(str, batch.image_id))}: first in {culprit}. "
+            f"The last good checkpoint is that of step {checkpoints.latest_step()}. Lower config.optimizer.learning_rate, "
+            "lengthen warmup_steps or set clip_norm, and run the command again"
+        )
+
+    total, figures = config.train.steps, {}
+    window = _Window(config.train.batch_size)
+    with Progress("train", total, start) as progress:
+        for done, batch in zip(range(start + 1, total + 1), loader(start), strict=False):
+            state, metrics = step_fn(state, distributed.shard(batch, mesh))
+            window.add(metrics)
+            log_now, evaluate_now, save_now = (
+                done % every == 0 or done == total
+                for every in (config.train.log_every, config.train.eval_every, config.train.save_every)
+            )
+            if log_now or evaluate_now or save_now:
+                stop_if_not_finite()
+            if log_now:
+                means = window.close() | {"learning_rate": float(rate(done - 1))}
+                writer.write(done, means)
+                progress.update(done, f"loss {means['loss']:.3f}  {means['images_per_second']:.1f} images/s")
+            if evaluate_now:
+                figures = headline(evaluator(state.evaluated(), workdir))
+                writer.write(done, figures)
+                progress.say(
+                    f"step {done}: " + "  ".join(f"{k} {v:.3f}" for k, v in figures.items() if k.endswith("/AP"))
+                )
+                window.restart()
+            if evaluate_now or save_now:
+                checkpoints.save(done, state, {"step": done}, figures if evaluate_now else None)
+    checkpoints.close()
+    writer.close()
+    return figures
+
+
+def _data(config: ConfigDict, log: Callable[[str], None]) -> tuple[Dataset, Dataset]:
+    train_data, train_lines = sources.load(config, "train")
+    val_data, val_lines = sources.load(config, "val", train_data.categories)
+    for line in (*train_lines, *val_lines):
+        log(line)
+    return train_data, val_data
+
+
+def _with_classes(config: ConfigDict, dataset: Dataset) -> ConfigDict:
+    """The config with the data set's own class count."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.model.num_classes = dataset.num_classes
+    return config.lock()
+
+
+class _Window:
+    """Metrics since the last log, fetched from the device only when they are read."""
+
+    def __init__(self, batch_size: int):
+        self._batch_size = batch_size
+        self.restart()
+
+    def restart(self) -> None:
+        self._metrics, self._since = [], time.perf_counter()
+
+    def add(self, metrics: dict) -> None:
+        self._metrics.append(metrics)
+
+    def close(self) -> dict[str, float]:
+        rows = jax.device_get(self._metrics)
+        means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+        means["images_per_second"] = self._batch_size * len(rows) / (time.perf_counter() - self._since)
+        self.restart()
+        return means

@@ -1,0 +1,158 @@
+"""The whole detector: padding changes nothing, devices change nothing, memory does not follow the objects."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+
+from mrcnn_jax import distributed
+from mrcnn_jax.models import zoo
+from mrcnn_jax.train_step import init_state, make_train_step
+
+KEY = jax.random.key(3)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return zoo.build(tiny.model_config())
+
+
+@pytest.fixture(scope="module")
+def variables(model):
+    variables = jax.jit(lambda key: model.init(key, tiny.batch(), method="touch"))(jax.random.key(0))
+    # Predictors start near zero: spread them, so that detections differ.
+    return jax.tree.map(lambda x: x * 8 if x.ndim == 2 else x, variables)
+
+
+@pytest.fixture(scope="module")
+def loss_and_gradient(model):
+    def total(params, stats, batch):
+        (losses, _), _ = model.apply(
+            {"params": params, "batch_stats": stats}, batch, KEY, method="losses", mutable=["batch_stats"]
+        )
+        return sum(total / jnp.maximum(weight, 1.0) for total, weight in losses.values()), losses
+
+    return jax.jit(jax.value_and_grad(total, has_aux=True))
+
+
+@pytest.fixture(scope="module")
+def detect(model):
+    return jax.jit(lambda variables, batch: model.apply(variables, batch, method="detect"))
+
+
+def run(loss_and_gradient, variables, batch):
+    return jax.device_get(loss_and_gradient(variables["params"], variables.get("batch_stats", {}), batch))
+
+
+def pad_rows(gt, value):
+    """The same ground truth with every row that is not valid filled with `value`."""
+
+    def fill(x):
+        mask = np.reshape(gt.valid, gt.valid.shape + (1,) * (x.ndim - 2))
+        with np.errstate(invalid="ignore"):
+            return np.where(mask, x, np.array(value).astype(x.dtype))
+
+    filled = {name: fill(getattr(gt, name)) for name in ("boxes", "classes", "crowd", "masks", "has_mask")}
+    return gt.replace(**filled)
+
+
+@pytest.mark.parametrize("value", [7.0, 1e6, np.nan])
+def test_invalid_rows_leave_losses_and_gradients_bit_identical(loss_and_gradient, variables, value):
+    batch = tiny.batch()
+    expected = run(loss_and_gradient, variables, batch)
+    poisoned = run(loss_and_gradient, variables, batch.replace(gt=pad_rows(batch.gt, value)))
+    chex.assert_trees_all_equal(poisoned, expected)
+
+
+def test_losses_are_finite_and_learnable(loss_and_gradient, variables):
+    (total, losses), grads = run(loss_and_gradient, variables, tiny.batch())
+    assert np.isfinite(total)
+    assert set(losses) == {"rpn_objectness", "rpn_box", "box_class", "box_regression", "mask"}
+    assert all(weight > 0 for _, weight in losses.values())
+    without_gradient = [path for path, g in jax.tree_util.tree_leaves_with_path(grads) if not np.any(g)]
+    assert without_gradient == []
+
+
+def test_an_image_without_objects_trains_on_background(loss_and_gradient, variables):
+    (_, losses), grads = run(loss_and_gradient, variables, tiny.batch(num_objects=0))
+    assert losses["mask"] == (0, 0)
+    assert losses["rpn_box"][0] == losses["box_regression"][0] == 0
+    assert losses["box_class"][0] > 0
+    assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(grads))
+
+
+def test_padding_images_do_not_count(loss_and_gradient, variables):
+    batch = tiny.batch(num_images=4)
+    alone = run(loss_and_gradient, variables, jax.tree.map(lambda x: x[:2], batch))
+    padded = run(loss_and_gradient, variables, batch.replace(valid=np.array([True, True, False, False])))
+    chex.assert_trees_all_close(padded, alone, rtol=1e-5, atol=1e-6)
+
+
+def test_detections_do_not_depend_on_batch_or_bucket(detect, variables):
+    batch = tiny.batch(num_images=3, side=64)
+    sizes = np.array([[64, 64], [50, 61], [33, 20]], np.int32)
+    alone = []
+    for row, size in enumerate(sizes):
+        height, width = -(-size // 32) * 32
+        one = jax.tree.map(lambda x, row=row: x[row : row + 1], batch.replace(gt=None))
+        alone.append(detect(variables, one.replace(image=one.image[:, :height, :width], size=size[None])))
+    for bucket in (64, 128):
+        image = np.zeros((3, bucket, bucket, 3), np.uint8)
+        image[:, :64, :64] = batch.image
+        together = detect(variables, batch.replace(gt=None, image=image, size=sizes))
+        for row, expected in enumerate(alone):
+            found = jax.tree.map(lambda x, row=row: x[row : row + 1], together)
+            assert expected.valid.sum() > 0
+            chex.assert_trees_all_equal(found.valid, expected.valid)
+            chex.assert_trees_all_close(found.scores, expected.scores, atol=1e-5)
+            chex.assert_trees_all_close(found.boxes, expected.boxes, atol=1e-3)
+            chex.assert_trees_all_close(found.masks, expected.masks, atol=1e-4)
+
+
+def train_step_on(num_devices, model_config, batch, accumulate=1):
+    model = zoo.build(model_config, distributed.AXIS)
+    variables = jax.jit(lambda key: model.init(key, tiny.batch(), method="touch"))(jax.random.key(0))
+    tx = optax.sgd(0.1, momentum=0.9)
+    mesh = distributed.make_mesh(num_devices)
+    step = make_train_step(model, tx, seed=0, accumulate=accumulate, axis_name=distributed.AXIS)
+    step = distributed.data_parallel(chex.assert_max_traces(step, n=1), mesh)
+    state = distributed.replicate(init_state(variables, tx, ema=False), mesh)
+    for _ in range(2):
+        state, metrics = step(state, distributed.shard(batch, mesh))
+    return jax.device_get((state.params, metrics))
+
+
+@pytest.mark.parametrize("norm", ["gn", "bn"])
+def test_one_two_and_four_devices_agree(norm):
+    config = tiny.model_config()
+    config.backbone.norm = norm
+    batch = tiny.batch(num_images=4)
+    params, metrics = train_step_on(1, config, batch)
+    for num_devices in (2, 4):
+        other_params, other_metrics = train_step_on(num_devices, config, batch)
+        chex.assert_trees_all_close(other_metrics, metrics, rtol=1e-5, atol=1e-5)
+        chex.assert_trees_all_close(other_params, params, rtol=1e-5, atol=1e-5)
+
+
+def test_memory_does_not_follow_the_number_of_objects(loss_and_gradient, variables):
+    def temporary_bytes(num_slots):
+        batch = tiny.batch(num_slots=num_slots, num_objects=4)
+        arguments = (variables["params"], variables.get("batch_stats", {}), batch)
+        return loss_and_gradient.lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+
+    few, many = temporary_bytes(8), temporary_bytes(300)
+    assert many < 1.05 * few + 300 * 4 * 200
+
+
+def test_three_hundred_objects_train_without_a_new_trace(model, variables):
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def losses(variables, batch):
+        return model.apply(variables, batch, KEY, method="losses")
+
+    for num_objects in (0, 5, 300):
+        found, _ = losses(variables, tiny.batch(num_slots=300, num_objects=num_objects))
+        assert all(np.isfinite(total) for total, _ in found.values())
