@@ -1,0 +1,160 @@
+"""The heads of a two-stage detector, as Detectron2 and torchvision build and initialise them.
+
+Features may be bfloat16; the last layer of every head, and with it logits and deltas, is float32.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Float
+
+from mrcnn_jax.nn.conv import Conv, he_normal, within, xavier_fan_in
+from mrcnn_jax.nn.norm import norm
+from mrcnn_jax.types import Pyramid
+
+
+def _normal(std: float):
+    return nn.initializers.normal(std)
+
+
+class RPNHead(nn.Module):
+    """Objectness logits and box deltas of every anchor of every level, by the same convolutions.
+
+    Names: conv1, ..., objectness_logits, anchor_deltas.
+    """
+
+    channels: int = 256
+    num_convs: int = 1
+    num_anchors: int = 3
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, pyramid: Pyramid) -> tuple[list[Float[Array, "b _"]], list[Float[Array, "b _ 4"]]]:
+        """Finest level first; a level's anchors are flattened by row, column, anchor."""
+        convs = [
+            Conv(self.channels, 3, use_bias=True, dtype=self.dtype, kernel_init=_normal(0.01), name=f"conv{i + 1}")
+            for i in range(self.num_convs)
+        ]
+        objectness = Conv(self.num_anchors, 1, use_bias=True, kernel_init=_normal(0.01), name="objectness_logits")
+        regression = Conv(4 * self.num_anchors, 1, use_bias=True, kernel_init=_normal(0.01), name="anchor_deltas")
+        logits, deltas = [], []
+        for level in sorted(pyramid):
+            x, extent = pyramid[level]
+            for conv in convs:
+                x = within(nn.relu(conv(x)), extent)
+            logits.append(objectness(x).reshape(x.shape[0], -1))
+            deltas.append(regression(x).reshape(x.shape[0], -1, 4))
+        return logits, deltas
+
+
+class BoxHead(nn.Module):
+    """RoI features to a vector: 2 FC, or with `num_convs=4, fc_dims=(1024,)` the 4 conv + 1 FC of Wu & He (2018).
+
+    Names: conv1, norm1, ..., fc1, ... The first FC reads its input in the order row, column, channel.
+    """
+
+    num_convs: int = 0
+    conv_dim: int = 256
+    fc_dims: tuple[int, ...] = (1024, 1024)
+    norm: str | None = None
+    dtype: str = "float32"
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "n s s c"], train: bool, valid: Bool[Array, " n"] | None = None
+    ) -> Float[Array, "n f"]:
+        """`valid` tells which RoIs exist, for the statistics of a synchronised BatchNorm; None is all."""
+        x = RoIConvs(self.num_convs, self.conv_dim, self.norm, self.dtype, self.axis_name, name="convs")(
+            x, train, valid
+        )
+        x = x.reshape(x.shape[0], -1)
+        for i, features in enumerate(self.fc_dims, start=1):
+            x = nn.relu(nn.Dense(features, dtype=self.dtype, kernel_init=xavier_fan_in, name=f"fc{i}")(x))
+        return x
+
+
+class BoxPredictor(nn.Module):
+    """Class logits (column 0 is background) and box deltas, a class or one for all. Names: cls_score, bbox_pred."""
+
+    num_classes: int
+    class_agnostic: bool = False
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n f"]) -> tuple[Float[Array, "n k1"], Float[Array, "n k_or_1 4"]]:
+        x = x.astype(jnp.float32)
+        boxes = 1 if self.class_agnostic else self.num_classes
+        logits = nn.Dense(self.num_classes + 1, kernel_init=_normal(0.01), name="cls_score")(x)
+        deltas = nn.Dense(4 * boxes, kernel_init=_normal(0.001), name="bbox_pred")(x)
+        return logits, deltas.reshape(-1, boxes, 4)
+
+
+class MaskHead(nn.Module):
+    """RoI features to one mask a class at twice the side: convolutions, 2 x 2 deconvolution, 1 x 1 predictor.
+
+    `num_classes=1` is the class-agnostic head. Names: conv1, norm1, ..., deconv, predictor.
+    """
+
+    num_convs: int = 4
+    dim: int = 256
+    num_classes: int = 80
+    norm: str | None = None
+    dtype: str = "float32"
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "n s s c"], train: bool, valid: Bool[Array, " n"] | None = None
+    ) -> Float[Array, "n m m k"]:
+        """`valid` tells which RoIs exist, for the statistics of a synchronised BatchNorm; None is all."""
+        x = _convs(x, self.num_convs, self.dim, self.norm, self.dtype, self.axis_name, train, valid)
+        x = nn.relu(Deconv(self.dim, dtype=self.dtype, name="deconv")(x))
+        # The predictor looks at one cell at a time: apply it before the cells are put in place, on fewer channels.
+        n, h, w = x.shape[:3]
+        predictor = Conv(self.num_classes, 1, use_bias=True, kernel_init=_normal(0.001), name="predictor")
+        logits = predictor(x.reshape(n, h, 4 * w, self.dim))
+        return depth_to_space(logits.reshape(n, h, w, 2, 2, self.num_classes))
+
+
+class Deconv(nn.Module):
+    """A 2 x 2 transposed convolution of stride 2: every cell becomes four, each by its own matrix.
+
+    `kernel` is [2 2 in out] and `bias` [out]. PyTorch's ConvTranspose2d weight [in out 2 2], transposed to (2, 3, 0,
+    1), is this kernel, without the flip that Flax's ConvTranspose needs.
+    """
+
+    features: int
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w 2 2 c2"]:
+        """The four cells of each cell; `depth_to_space` puts them in place."""
+        kernel = self.param("kernel", he_normal, (2, 2, x.shape[-1], self.features)).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,)).astype(self.dtype)
+        return jnp.einsum("nhwc,ijcd->nhwijd", x.astype(self.dtype), kernel) + bias[None, None, None, None, None]
+
+
+def depth_to_space(x: Float[Array, "n h w 2 2 c"]) -> Float[Array, "n h2 w2 c"]:
+    """Cell (i, j) of cell (y, x) goes to (2 y + i, 2 x + j)."""
+    n, h, w, _, _, c = x.shape
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(n, 2 * h, 2 * w, c)
+
+
+def _convs(
+    x: Float[Array, "n h w c"],
+    num: int,
+    dim: int,
+    kind: str | None,
+    dtype: str,
+    axis_name: str | None,
+    train: bool,
+    valid: Bool[Array, " n"] | None,
+) -> Float[Array, "n h w c2"]:
+    """The row of 3 x 3 convolutions, each with its norm and ReLU, that box and mask head begin with."""
+    # An RoI that is not valid is a map without a cell: no statistics see it.
+    extent = None if valid is None else jnp.where(valid[:, None], jnp.array(x.shape[1:3])[None], 0)
+    for i in range(1, num + 1):
+        x = Conv(dim, 3, use_bias=not kind, dtype=dtype, name=f"conv{i}")(x)
+        x = nn.relu(norm(kind, name=f"norm{i}", dtype=dtype, axis_name=axis_name)(x, extent, train))
+    return x
