@@ -64,7 +64,7 @@ def schedule(config: ConfigDict) -> optax.Schedule:
 
 
 def _labels(params: Any, freeze: tuple[str, ...]) -> Any:
-    """'frozen' or 'trained' for each parameter. A prefix ends where a name or its number does: res2 covers res2_0 only."""
+    """'frozen' or 'trained' for each parameter. A prefix ends where a name or its number does: res2 covers res2_0."""
     paths = ["/".join(str(key.key) for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     patterns = {prefix: re.compile(re.escape(prefix.rstrip("/")) + r"(?![^/_])") for prefix in freeze}
     for prefix, pattern in patterns.items():

@@ -65,9 +65,7 @@ class BoxHead(nn.Module):
         self, x: Float[Array, "n s s c"], train: bool, valid: Bool[Array, " n"] | None = None
     ) -> Float[Array, "n f"]:
         """`valid` tells which RoIs exist, for the statistics of a synchronised BatchNorm; None is all."""
-        x = RoIConvs(self.num_convs, self.conv_dim, self.norm, self.dtype, self.axis_name, name="convs")(
-            x, train, valid
-        )
+        x = _convs(x, self.num_convs, self.conv_dim, self.norm, self.dtype, self.axis_name, train, valid)
         x = x.reshape(x.shape[0], -1)
         for i, features in enumerate(self.fc_dims, start=1):
             x = nn.relu(nn.Dense(features, dtype=self.dtype, kernel_init=xavier_fan_in, name=f"fc{i}")(x))
