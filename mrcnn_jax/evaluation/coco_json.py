@@ -23,7 +23,8 @@ def ground_truth(source: Source, kind: str) -> tuple[dict, tuple[str, ...]]:
 
     Annotations are numbered from 1. A missing box or area is taken from the mask (without a mask, the area from the
     box). An object without a mask cannot be scored by mask: it becomes an ignore region (as a crowd is) of its box's
-    shape, so that finding it is neither right nor wrong.
+    shape, so that finding it is neither right nor wrong. One without keypoints counts as one with none labelled, which
+    COCO ignores too.
 
     Returns the data set (`images`, `categories`, `annotations`) and one line for each sort of repair.
 
@@ -39,6 +40,8 @@ def ground_truth(source: Source, kind: str) -> tuple[dict, tuple[str, ...]]:
     images = _by_id(data["images"], name, "image")
     categories = _by_id(data["categories"], name, "category")
     counts: dict[str, int] = {}
+    points = [a["keypoints"] for a in data["annotations"] if isinstance(a, Mapping) and a.get("keypoints")]
+    num_points = len(points[0]) if points else 0
     annotations = []
     for number, annotation in enumerate(data["annotations"], 1):
         if not isinstance(annotation, Mapping):
@@ -52,11 +55,11 @@ def ground_truth(source: Source, kind: str) -> tuple[dict, tuple[str, ...]]:
                 f"{where}: {field} {annotation.get(field)!r} is not declared in this file: declare or remove it"
             )
         kept = {"id": number, "image_id": image["id"], "category_id": category["id"]}
-        annotations.append(kept | _target(annotation, image, kind, where, counts))
+        annotations.append(kept | _target(annotation, image, kind, num_points, where, counts))
     if kind == "segm" and annotations and counts.get(_NO_MASK) == len(annotations):
         raise UserError(f"{name}: no annotation has a segmentation: score boxes instead (bbox)")
-    if kind == "keypoints" and len({len(a["keypoints"]) for a in annotations}) > 1:
-        raise UserError(f"{name}: annotations have different numbers of keypoints: score one skeleton at a time")
+    if kind == "keypoints" and annotations and not num_points:
+        raise UserError(f"{name}: no annotation has keypoints: score boxes instead (bbox)")
     canonical = {
         "images": [{k: image[k] for k in ("id", "height", "width") if k in image} for image in images.values()],
         "categories": [{"id": c["id"], "name": str(c.get("name", c["id"]))} for c in categories.values()],
@@ -115,16 +118,16 @@ def detections(source: Source, truth: dict, kind: str, use_categories: bool) -> 
             to["bbox"] = _found_box(entry, images[to["image_id"]], where)
             to["area"] = to["bbox"][2] * to["bbox"][3]
         to["iscrowd"] = 0
-    boxes_rule = (
-        "detections have boxes, which tell small from large: leave the boxes out to go by the area of the masks"
-    )
-    return kept, (f"{num_boxes} of {len(kept)} {boxes_rule}",) if num_boxes else ()
+    note = f"{num_boxes} of {len(kept)} masks come with boxes, whose area then tells small from large (not the mask's)"
+    return kept, (note,) if num_boxes else ()
 
 
 _NO_MASK = "have no mask: detections there are neither right nor wrong"
 
 
-def _target(annotation: Mapping, image: Mapping, kind: str, where: str, counts: dict[str, int]) -> dict:
+def _target(
+    annotation: Mapping, image: Mapping, kind: str, num_points: int, where: str, counts: dict[str, int]
+) -> dict:
     """The fields of a ground-truth object that a kind of score reads."""
 
     def count(what: str) -> None:
@@ -153,9 +156,12 @@ def _target(annotation: Mapping, image: Mapping, kind: str, where: str, counts: 
             count(_NO_MASK)
         target["segmentation"] = rle
     elif kind == "keypoints":
-        points = annotation.get("keypoints")
-        if not points or len(points) % 3:
-            raise UserError(f"{where}: keypoints must be x, y, visibility for each point (zeros where unlabelled)")
+        points = annotation.get("keypoints") or [0] * num_points
+        if len(points) % 3 or len(points) != num_points:
+            raise UserError(
+                f"{where}: {len(points)} keypoint numbers, others have {num_points}: give x, y, visibility for each point, "
+                "and score one skeleton at a time"
+            )
         labelled = sum(v > 0 for v in points[2::3])
         target |= {"keypoints": list(points), "num_keypoints": int(annotation.get("num_keypoints", labelled))}
     return target
@@ -208,9 +214,7 @@ def _rle(segmentation: Any, image: Mapping, where: str) -> dict:
         raise UserError(f"{where}: a run-length mask needs size (height, width) and counts")
     expected = [image.get("height", size[0]), image.get("width", size[1])]
     if size != expected:
-        raise UserError(
-            f"{where}: a mask of {size} (height, width) in an image of {expected}: use the image's own size"
-        )
+        raise UserError(f"{where}: a mask of {size} in an image of {expected} (height, width): they must be equal")
     if isinstance(counts, list):
         if sum(counts) != size[0] * size[1]:
             raise UserError(f"{where}: run lengths add up to {sum(counts)}, not to {size[0]} x {size[1]} pixels")

@@ -1,0 +1,143 @@
+"""Runs a detector over a data set and scores what it finds."""
+
+import multiprocessing
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from mrcnn_jax.data.dataset import Dataset
+from mrcnn_jax.errors import UserError
+from mrcnn_jax.evaluation.coco_metrics import Backend, Kind, Metrics, score
+from mrcnn_jax.evaluation.paste import Rule
+from mrcnn_jax.evaluation.results import coco_results, rescale, write_json
+from mrcnn_jax.progress import Progress
+from mrcnn_jax.types import Batch, Detections
+
+# What a result of each kind holds. Masks go without the box, so that their own area tells small from large, as in
+# Detectron2 and torchvision; the evaluators would take the area of the box instead.
+_FIELDS = {"bbox": ("bbox",), "segm": ("segmentation",), "keypoints": ("keypoints", "bbox")}
+
+
+def evaluate(
+    detect_fn: Callable[[Batch], Detections],
+    batches: Iterable[Batch],
+    dataset: Dataset,
+    *,
+    kinds: Sequence[Kind] = ("bbox", "segm"),
+    num_workers: int = 0,
+    paste_rule: Rule = "detectron2",
+    out_dir: Path | None = None,
+    progress: bool = True,
+    backend: Backend = "hotcoco",
+    max_detections: int = 100,
+) -> tuple[dict[str, Metrics], list[dict]]:
+    """Detects in every image of `dataset` and scores the results.
+
+    The device works on a batch while the host fetches the one before; pasting masks and run-length encoding are left to
+    `num_workers` processes (0: done here). Each image is scored once, whether or not anything is found in it. A kind of
+    which the data set has no annotation is left out, and told.
+
+    With `out_dir`, `predictions_<kind>.json` (COCO results, which `mrcnn score` scores alike) and `metrics.json` are
+    written.
+
+    Args:
+        detect_fn: batch -> detections in pixels of the padded images; compiled by the caller.
+        batches: every image of `dataset` once; rows that are not `valid` are passed over.
+        dataset: ground truth and categories.
+        kinds: what to score.
+        paste_rule: whose rule makes pixels of masks.
+
+    Returns:
+        The metrics by kind, and all results as COCO has them, in the order of the data set's images.
+
+    Raises:
+        ValueError: an image came twice or not at all, or is not of the data set.
+        UserError: a worker process died, or a file cannot be written.
+    """
+    truth = dataset.to_coco()
+    ids = [image["id"] for image in truth["images"]]
+    expected = set(ids)
+    category_ids = [category.id for category in dataset.categories]
+    kinds = [kind for kind in kinds if _has(truth, kind)]
+    results: dict[int, list[dict]] = {}
+    seen: set[int] = set()
+    backlog: deque[tuple[int, Future]] = deque()
+
+    def collect(batch: Batch, detections: Detections) -> None:
+        """Fetches one batch from the device and hands its images on."""
+        if "segm" not in kinds:
+            detections = detections.replace(masks=None)
+        found = jax.device_get(detections)
+        for row in np.flatnonzero(np.asarray(batch.valid)):
+            image_id, original = int(batch.image_id[row]), np.asarray(batch.original_size[row]).tolist()
+            if image_id in seen or image_id not in expected:
+                raise ValueError(f"image {image_id} {'came twice' if image_id in seen else 'is not in the data set'}")
+            seen.add(image_id)
+            one = jax.tree.map(lambda leaf, row=row: leaf[row], found)
+            one = rescale(one, np.asarray(batch.size[row]).tolist(), original, paste_rule)
+            if pool is None:
+                results[image_id] = coco_results(one, image_id, original, category_ids, paste_rule=paste_rule)
+            else:
+                task = pool.submit(coco_results, one, image_id, original, category_ids, paste_rule=paste_rule)
+                backlog.append((image_id, task))
+        drain(8 * num_workers)
+        if bar:
+            bar.update(len(seen))
+
+    def drain(limit: int) -> None:
+        """Waits until at most `limit` images are with the workers, so that a fast device cannot fill the memory."""
+        while len(backlog) > limit:
+            image_id, task = backlog.popleft()
+            results[image_id] = task.result()
+
+    spawn = multiprocessing.get_context("spawn")
+    workers = ProcessPoolExecutor(num_workers, mp_context=spawn) if num_workers else nullcontext()
+    try:
+        with workers as pool, Progress("evaluate", len(ids)) if progress else nullcontext() as bar:
+            running = None
+            for batch in batches:
+                detections = detect_fn(batch)
+                if running:
+                    collect(*running)
+                running = batch, detections
+            if running:
+                collect(*running)
+            drain(0)
+    except BrokenProcessPool:
+        raise UserError(
+            f"one of {num_workers} evaluation processes died (out of memory, or started from a script without "
+            "`if __name__ == '__main__':`): use config.eval.num_workers=0"
+        ) from None
+    if len(seen) < len(ids):
+        missing = sorted(expected - seen)
+        raise ValueError(f"{len(missing)} of {len(ids)} images never came: {missing[:10]}")
+
+    flat = [result for image_id in ids for result in results[image_id]]
+    metrics = {}
+    for kind in kinds:
+        of_kind = [_of_kind(result, kind) for result in flat]
+        metrics[kind] = score(truth, of_kind, kind, backend=backend, max_detections=max_detections)
+        if out_dir:
+            write_json(of_kind, Path(out_dir) / f"predictions_{kind}.json")
+    if out_dir:
+        write_json({kind: m.to_dict() for kind, m in metrics.items()}, Path(out_dir) / "metrics.json")
+    return metrics, flat
+
+
+def _of_kind(result: dict, kind: str) -> dict:
+    return {key: result[key] for key in ("image_id", "category_id", "score", *_FIELDS[kind])}
+
+
+def _has(truth: dict, kind: str) -> bool:
+    """Whether the ground truth can be scored by `kind`; says so if not."""
+    field = _FIELDS[kind][0]
+    if not truth["annotations"] or any(annotation.get(field) for annotation in truth["annotations"]):
+        return True
+    print(f"evaluate: no object of this data set has a {field}, so {kind} is not scored", flush=True)
+    return False
