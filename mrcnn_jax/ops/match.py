@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array, lax
@@ -51,7 +50,7 @@ def match(
     boxes = jnp.where(boxes_valid[:, None], boxes, 0.0)
     gt_boxes = jnp.where(gt.valid[:, None], gt_boxes, 0.0)
     areas = box_ops.area(boxes)
-    crowd = gt.valid & gt.crowd
+    real, crowd = jnp.logical_and(gt.valid, ~gt.crowd), jnp.logical_and(gt.valid, gt.crowd)
 
     def affinity(i: Int[Array, ""]) -> Float[Array, " n"]:
         box = lax.dynamic_slice_in_dim(gt_boxes, i, 1)
@@ -59,7 +58,7 @@ def match(
         # One division serves both measures: IoU with an object, the box's own share with a crowd region.
         return box_ops.ratio(common, jnp.where(crowd[i], areas, areas + box_ops.area(box) - common))
 
-    return match_rows(affinity, gt.valid & ~gt.crowd, crowd, boxes_valid, high, low, low_quality, crowd_ignore)
+    return match_rows(affinity, real, crowd, boxes_valid, high, low, low_quality, crowd_ignore)
 
 
 def match_rows(
@@ -87,23 +86,8 @@ def match_rows(
     nothing = jnp.zeros(n, bool)
     start = (jnp.zeros(n, jnp.float32), jnp.zeros(n, jnp.int32), nothing, nothing)
     used = jnp.where(real | crowd, jnp.arange(1, real.shape[0] + 1), 0).max(initial=0)
-    iou, gt, attains, ignored = lax.fori_loop(0, _over_batch(used), visit, start)
+    iou, gt, attains, ignored = lax.fori_loop(0, used, visit, start)
 
     positive = (iou >= high) | (attains if low_quality else nothing)
     negative = (iou < low) & ~positive & ~ignored
     return Matches(gt=gt, iou=iou, positive=positive & boxes_valid, negative=negative & boxes_valid)
-
-
-@jax.custom_batching.custom_vmap
-def _over_batch(count: Int[Array, ""]) -> Int[Array, ""]:
-    """The count itself; under `vmap`, the largest of the batch.
-
-    A loop bound that differs between images would make `vmap` copy the whole carry at every trip. Visiting padding is
-    harmless.
-    """
-    return count
-
-
-@_over_batch.def_vmap
-def _(axis_size: int, in_batched: list[bool], count: Int[Array, " b"]) -> tuple[Int[Array, ""], bool]:
-    return count.max(), False

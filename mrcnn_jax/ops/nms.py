@@ -1,10 +1,12 @@
 """Exact greedy non-maximum suppression, and top-k, over the rows of one image that are valid.
 
 Greedy NMS is the only solution of `keep[j] = valid[j] and no earlier i has keep[i] and suppresses j`, with rows in
-order of score. Applying the right side again and again reaches it: after t rounds the first t rows are settled, and in
-practice about six rounds settle all. No sequential pass over the rows is needed, and the result is that of the greedy
-loop to the last row, at any threshold.
+order of score. A CPU finds it row by row. An accelerator starts with all valid rows and applies the right side again
+and again: t rounds settle at least the first t rows, in practice about six rounds settle all, and the result is that
+of the greedy loop to the last row, at any threshold.
 """
+
+from functools import partial
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -12,7 +14,6 @@ from jaxtyping import Bool, Float, Int
 
 from mrcnn_jax.ops import boxes as box_ops
 
-TILE = 256
 # On a GPU every trip of a `while` waits for the host; nearly all problems are settled in one trip of eight rounds.
 ROUNDS_PER_TRIP = 8
 
@@ -51,45 +52,38 @@ def nms(
     boxes = jnp.where(valid[:, None], boxes[order], 0.0)
     groups = jnp.zeros_like(order) if groups is None else groups[order]
     keep = lax.platform_dependent(
-        boxes,
-        groups,
-        valid,
-        cuda=lambda *rows: _whole(*rows, threshold),
-        rocm=lambda *rows: _whole(*rows, threshold),
-        default=lambda *rows: _tiled(*rows, threshold),
+        boxes, groups, valid, cpu=partial(_row_by_row, threshold), default=partial(_all_rows_at_once, threshold)
     )
     return jnp.zeros_like(keep).at[order].set(keep)
 
 
-def _whole(
-    boxes: Float[Array, "n 4"], groups: Int[Array, " n"], valid: Bool[Array, " n"], threshold: float
+def _row_by_row(
+    threshold: float, boxes: Float[Array, "n 4"], groups: Int[Array, " n"], valid: Bool[Array, " n"]
 ) -> Bool[Array, " n"]:
-    """Rows sorted by score, all pairs at once."""
+    """Survivors among rows sorted by score, those that are not valid last."""
+    row = jnp.arange(boxes.shape[0])
+
+    def strike_out(i: Int[Array, ""], keep: Bool[Array, " n"]) -> Bool[Array, " n"]:
+        box, group = (lax.dynamic_slice_in_dim(x, i, 1) for x in (boxes, groups))
+        struck = _conflict(box, group, boxes, groups, threshold)[0] & (row > i)
+        return keep & ~(struck & keep[i])
+
+    return lax.fori_loop(0, valid.sum(), strike_out, valid)
+
+
+def _all_rows_at_once(
+    threshold: float, boxes: Float[Array, "n 4"], groups: Int[Array, " n"], valid: Bool[Array, " n"]
+) -> Bool[Array, " n"]:
+    """The same as a fixed point, from the matrix of which earlier row (first axis) would suppress which later one."""
     suppresses = jnp.triu(_conflict(boxes, groups, boxes, groups, threshold), 1)
-    return _settle(suppresses, valid, ROUNDS_PER_TRIP)
 
+    def trip(carry: tuple[Bool[Array, " n"], Bool[Array, ""]]) -> tuple[Bool[Array, " n"], Bool[Array, ""]]:
+        keep, _ = carry
+        for _ in range(ROUNDS_PER_TRIP):
+            before, keep = keep, valid & ~(suppresses & keep[:, None]).any(axis=0)
+        return keep, (keep == before).all()
 
-def _tiled(
-    boxes: Float[Array, "n 4"], groups: Int[Array, " n"], valid: Bool[Array, " n"], threshold: float
-) -> Bool[Array, " n"]:
-    """Rows sorted by score, a tile after the other: memory is `TILE * n`, and a settled tile strikes out later rows."""
-    n = boxes.shape[0]
-    missing = -n % TILE
-    boxes = jnp.pad(boxes, ((0, missing), (0, 0)))
-    groups = jnp.pad(groups, (0, missing))
-    row = jnp.arange(n + missing)
-
-    def settle_tile(t: Int[Array, ""], alive: Bool[Array, " m"]) -> Bool[Array, " m"]:
-        tile_boxes, tile_groups, tile_alive = (
-            lax.dynamic_slice_in_dim(x, t * TILE, TILE) for x in (boxes, groups, alive)
-        )
-        inside = jnp.triu(_conflict(tile_boxes, tile_groups, tile_boxes, tile_groups, threshold), 1)
-        keep = _settle(inside, tile_alive, 1)
-        struck = (_conflict(tile_boxes, tile_groups, boxes, groups, threshold) & keep[:, None]).any(axis=0)
-        alive = alive & ~(struck & (row >= (t + 1) * TILE))
-        return lax.dynamic_update_slice_in_dim(alive, keep, t * TILE, axis=0)
-
-    return lax.fori_loop(0, (n + missing) // TILE, settle_tile, jnp.pad(valid, (0, missing)))[:n]
+    return lax.while_loop(lambda carry: ~carry[1], trip, (valid, jnp.asarray(False)))[0]
 
 
 def _conflict(
@@ -101,18 +95,3 @@ def _conflict(
 ) -> Bool[Array, "n m"]:
     """Pairs of one group whose IoU is over the threshold."""
     return (box_ops.iou(a, b) > threshold) & (a_groups[:, None] == b_groups[None, :])
-
-
-def _settle(suppresses: Bool[Array, "n n"], valid: Bool[Array, " n"], rounds: int) -> Bool[Array, " n"]:
-    """The fixed point, given which earlier row (first axis) suppresses which later one."""
-
-    def step(keep: Bool[Array, " n"]) -> Bool[Array, " n"]:
-        return valid & ~(suppresses & keep[:, None]).any(axis=0)
-
-    def trip(carry: tuple[Bool[Array, " n"], Bool[Array, ""]]) -> tuple[Bool[Array, " n"], Bool[Array, ""]]:
-        keep, _ = carry
-        for _ in range(rounds):
-            before, keep = keep, step(keep)
-        return keep, (keep == before).all()
-
-    return lax.while_loop(lambda carry: ~carry[1], trip, (valid, jnp.asarray(False)))[0]
