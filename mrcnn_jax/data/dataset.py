@@ -59,8 +59,6 @@ class Record:
         Raises:
             UserError: the file is missing or damaged, or its size is not the annotated one; names file and image id.
         """
-        if isinstance(self.source, np.ndarray):
-            return self.source
         try:
             pixels = images.decode(self.source)
             if pixels.shape[:2] != (self.height, self.width):

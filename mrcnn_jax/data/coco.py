@@ -1,0 +1,249 @@
+"""COCO instances JSON, from any tool and in any state, to a `Dataset`."""
+
+import gc
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mrcnn_jax.data import coco_categories, images, normalise
+from mrcnn_jax.data.coco_files import ImageFiles, find
+from mrcnn_jax.data.dataset import Category, Dataset, Record
+from mrcnn_jax.data.report import Report
+from mrcnn_jax.errors import UserError
+
+__all__ = ["FILE_LIMIT", "find", "load", "read"]
+
+# Bytes of JSON. COCO has 0.5 GB, LVIS 1.1 GB; Python needs some eight times as much while it reads.
+FILE_LIMIT = 4 << 30
+
+
+def load(
+    images_dir: str | Path, annotations_json: str | Path, categories: Sequence[Category] | None = None
+) -> tuple[Dataset, Report]:
+    """Reads the annotations of a folder of images; the images themselves are read on access.
+
+    Mended and reported: ids of any kind and numbering; a class named twice; names of images written in another way
+    than the files; numbers as text; boxes absent, as shares of the image, or reaching outside; areas absent; polygons
+    flat, too deep or of two corners; RLE in any coding; crowd flags on all brushed masks; sizes absent (read from the
+    images). Dropped and reported: images that are not on disk, with their annotations; annotations of an unknown
+    image or category; boxes without area; parts of polygons without area or of fewer than three points. An object
+    without a mask is kept for its box. Images without annotations are kept.
+
+    Args:
+        images_dir: folder of the images.
+        annotations_json: instances or keypoints annotations.
+        categories: the training set's categories: a validation file is mapped onto them by name.
+
+    Raises:
+        UserError: the file is not such a JSON, or `read` reports errors; the message gives the first.
+    """
+    dataset, report = read(images_dir, annotations_json, categories)
+    if report.errors:
+        more = f"; and {len(report.errors) - 1} more, see `mrcnn check`" if len(report.errors) > 1 else ""
+        raise UserError(f"{annotations_json}: {report.errors[0]}{more}")
+    return dataset, report
+
+
+def read(
+    images_dir: str | Path, annotations_json: str | Path, categories: Sequence[Category] | None = None
+) -> tuple[Dataset, Report]:
+    """As `load`, but what would stop a run stands in `Report.errors`, together with everything else that is wrong.
+
+    Raises:
+        UserError: the file is no COCO JSON at all, or none of its images is found.
+    """
+    images_dir, annotations_json = Path(images_dir), Path(annotations_json)
+    report = Report()
+    # A big file makes tens of millions of objects, none of them in cycles: collecting meanwhile only costs time.
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        content = _content(annotations_json)
+        annotated = {normalise.key(e.get("category_id")) for e in content["annotations"] if isinstance(e, dict)}
+        classes, class_of = coco_categories.classes(content["categories"], annotated, categories, report)
+        pictures, rows = _pictures(content["images"], images_dir, annotations_json, report)
+        found = normalise.objects(content["annotations"], rows, pictures.sizes, class_of, classes, report)
+    finally:
+        if collecting:
+            gc.enable()
+    records = _Records(images_dir, pictures, found)
+    empty = np.flatnonzero(np.diff(records.starts) == 0)
+    if len(found.rows) == 0:
+        report.warning("no annotation is left: there is nothing to learn")
+    elif len(empty):
+        report.note("image without annotations, kept as a negative", "image", [pictures.ids[i] for i in empty])
+    return Dataset(classes, records, annotations_json.stem), report
+
+
+@dataclass
+class _Pictures:
+    ids: list[int]
+    file_names: list[str]
+    # Relative to the images folder.
+    paths: list[str]
+    # int32 [images, 2], height and width.
+    sizes: np.ndarray
+
+
+class _Records(Sequence):
+    """Builds each record on access from arrays, which take a tenth of the memory of records."""
+
+    def __init__(self, folder: Path, pictures: _Pictures, found: normalise.Objects):
+        self._folder, self._pictures, self._objects = folder, pictures, found
+        self.starts = np.searchsorted(found.rows, np.arange(len(pictures.ids) + 1))
+
+    def __len__(self) -> int:
+        return len(self._pictures.ids)
+
+    def __getitem__(self, index: int) -> Record:
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        index %= len(self)
+        pictures, found = self._pictures, self._objects
+        own = slice(self.starts[index], self.starts[index + 1])
+        return Record(
+            image_id=pictures.ids[index],
+            source=self._folder / pictures.paths[index],
+            height=int(pictures.sizes[index, 0]),
+            width=int(pictures.sizes[index, 1]),
+            boxes=found.boxes[own],
+            classes=found.classes[own],
+            crowd=found.crowd[own],
+            areas=found.areas[own],
+            segmentations=tuple(found.store[number] for number in found.numbers[own].tolist()),
+            keypoints=None if found.keypoints is None else found.keypoints[own],
+            annotation_ids=found.ids[own],
+            file_name=pictures.file_names[index],
+        )
+
+
+def _content(path: Path) -> dict:
+    """The parsed file, with lists of images, annotations and categories in it."""
+    try:
+        size = path.stat().st_size
+        if size > FILE_LIMIT:
+            raise UserError(
+                f"{path}: {size / 2**30:.1f} GiB of JSON is over the limit of {FILE_LIMIT >> 30} GiB; split it"
+            )
+        with open(path, "rb") as file:
+            content = json.load(file)
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the annotations ({error.strerror or error}); check the path") from error
+    except RecursionError as error:
+        raise UserError(f"{path}: nested too deeply for annotations; export it again as COCO instances JSON") from error
+    except MemoryError as error:
+        raise UserError(f"{path}: too large for the memory of this machine; split it") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); export it again as COCO instances JSON") from error
+    if isinstance(content, list):
+        raise UserError(
+            f"{path}: a list, as results are; COCO annotations are an object with images, annotations, categories"
+        )
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not COCO annotations; export an instances JSON with images, annotations, categories")
+    for name in ("images", "annotations", "categories"):
+        if name not in content:
+            there = ", ".join(sorted(map(str, content))[:6]) or "nothing"
+            raise UserError(f"{path}: no {name!r} (there is {there}); export it again as COCO instances JSON")
+        if not isinstance(content[name], list):
+            raise UserError(f"{path}: {name!r} is not a list; export it again as COCO instances JSON")
+    for name in ("images", "categories"):
+        if not content[name]:
+            raise UserError(f"{path}: {name!r} is empty; export it again with its {name}")
+    first = next((entry for entry in content["annotations"] if isinstance(entry, dict)), {})
+    if "segments_info" in first:
+        raise UserError(f"{path}: a panoptic file; take the instances file of the same data")
+    return content
+
+
+def _pictures(entries: list, folder: Path, path: Path, report: Report) -> tuple[_Pictures, dict[str, int]]:
+    """The images that are on disk, and the row of each id: -1 where the image is left out."""
+    files = ImageFiles(folder)
+    located = _located(_distinct(entries, report), files, report)
+    rows = {identity: -1 for identity in located}
+    keys, file_names, paths, sizes = [], [], [], []
+    for identity, (entry, name, found) in located.items():
+        if found is None:
+            report.warning("image that is not on disk, left out", "image", [f"{identity} {name}"])
+            continue
+        size = _size(entry, folder / found, identity, report)
+        if size is None:
+            continue
+        rows[identity] = len(keys)
+        keys.append(identity)
+        file_names.append(name)
+        paths.append(found)
+        sizes.append(size)
+    if not any(found for _, _, found in located.values()):
+        names = [name for _, name, _ in located.values()]
+        tried = ", ".join(str(folder / name) for name in names[:3])
+        raise UserError(f"{path}: none of its {len(names):,} images is found (tried {tried}); give their folder")
+    numbers = normalise.numbered(keys, "image", report)
+    return _Pictures(numbers, file_names, paths, np.asarray(sizes, np.int32).reshape(-1, 2)), rows
+
+
+def _distinct(entries: list, report: Report) -> dict[str, dict]:
+    """Entries by id as text."""
+    distinct: dict[str, dict] = {}
+    for number, entry in enumerate(entries):
+        if not isinstance(entry, dict) or "id" not in entry:
+            report.error("image without an id", "image", [f"number {number}"])
+            continue
+        first = distinct.setdefault(normalise.key(entry["id"]), entry)
+        if first is not entry and _name(first) == _name(entry):
+            report.warning("image listed twice, the second is left out", "image", [entry["id"]])
+        elif first is not entry:
+            report.error("image id used for two files, number them anew", "image", [entry["id"]])
+    return distinct
+
+
+def _name(entry: dict) -> str:
+    # LVIS has only the address.
+    return str(entry.get("file_name") or entry.get("coco_url") or entry.get("path") or "")
+
+
+def _located(entries: dict[str, dict], files: ImageFiles, report: Report) -> dict[str, tuple[dict, str, str | None]]:
+    """Entry, name and file of each image. Names as they stand come first: a name like it must not take another's
+    file."""
+    located = {identity: (entry, name := _name(entry), files.exact(name)) for identity, entry in entries.items()}
+    taken: dict[str, str] = {}
+    for identity, (_, name, found) in located.items():
+        if found in taken:
+            report.warning("two images with one file", "image", [f"{taken[found]} and {identity} {name}"])
+        elif found:
+            taken[found] = identity
+    for identity, (entry, name, found) in located.items():
+        if found:
+            continue
+        candidates = [candidate for candidate in files.similar(name) if candidate not in taken]
+        if len(candidates) > 1:
+            report.error(
+                f"file name that fits several files, as {' and '.join(candidates[:2])}", "image", [f"{identity} {name}"]
+            )
+        if candidates:
+            taken[candidates[0]] = identity
+            located[identity] = entry, name, candidates[0]
+            report.note("file name written in another way than the file, found", "image", [f"{identity} {name}"])
+    return located
+
+
+def _size(entry: dict, path: Path, identity: str, report: Report) -> tuple[int, int] | None:
+    """Height and width as annotated, or else of the image."""
+    try:
+        size = int(float(entry["height"])), int(float(entry["width"]))
+    except (KeyError, TypeError, ValueError, OverflowError):
+        size = 0, 0
+    if min(size) < 1:
+        try:
+            size = images.size_of(path)
+        except UserError as error:
+            report.error(str(error), "image", [identity])
+            return None
+        report.note("width or height absent, read from the image", "image", [identity])
+    if size[0] * size[1] > images.PIXEL_LIMIT:
+        report.error(f"image of more than {images.PIXEL_LIMIT:,} pixels, cut it into tiles", "image", [identity])
+        return None
+    return size

@@ -1,0 +1,135 @@
+"""Where a COCO data set keeps its files: the usual layouts, and the image that a file name means."""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
+
+from mrcnn_jax.errors import UserError
+
+_TRAIN = ("train2017", "train2014", "train")
+_VAL = ("val2017", "val2014", "val", "valid", "validation")
+# {0} is the split's name. COCO and CVAT; Roboflow; CVAT by subset; Label Studio; and what people write by hand.
+_ANNOTATIONS = (
+    "annotations/instances_{0}.json",
+    "annotations/{0}.json",
+    "{0}/_annotations.coco.json",
+    "{0}/instances_default.json",
+    "{0}/annotations/instances_default.json",
+    "{0}/result.json",
+    "{0}/annotations.json",
+    "instances_{0}.json",
+    "{0}.json",
+)
+_WHOLE = (
+    "instances_default.json",
+    "annotations/instances_default.json",
+    "_annotations.coco.json",
+    "result.json",
+    "annotations.json",
+    "coco.json",
+)
+_IMAGES = ("{0}/images", "images/{0}", "{0}", "images")
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The files of a data set; without a validation set the last two are None."""
+
+    train_images: Path
+    train_annotations: Path
+    val_images: Path | None = None
+    val_annotations: Path | None = None
+
+
+def find(root: str | Path) -> Paths:
+    """Finds annotations and images in the layouts of COCO, CVAT, Roboflow, Label Studio and the balloon set.
+
+    A test split is never taken for validation. The images folder may be the root itself: names are looked up below
+    it.
+
+    Raises:
+        UserError: nothing is found; names three of the places that were tried.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; give the folder that holds images and annotations")
+    train, val = _find_split(root, _TRAIN), _find_split(root, _VAL)
+    if train is None:
+        whole = next((root / name for name in _WHOLE if (root / name).is_file()), None)
+        if whole is None:
+            tried = ", ".join([_ANNOTATIONS[0].format("train2017"), _ANNOTATIONS[2].format("train"), _WHOLE[0]])
+            raise UserError(f"{root}: no COCO annotations (tried {tried}, ...); name the JSON file in config.data")
+        train = (root / "images" if (root / "images").is_dir() else root, whole)
+    return Paths(*train, *(val or (None, None)))
+
+
+def _find_split(root: Path, splits: tuple[str, ...]) -> tuple[Path, Path] | None:
+    for split in splits:
+        for pattern in _ANNOTATIONS:
+            annotations = root / pattern.format(split)
+            if annotations.is_file():
+                folders = (root / pattern.format(split) for pattern in _IMAGES)
+                return next((folder for folder in folders if folder.is_dir()), root), annotations
+    return None
+
+
+class ImageFiles:
+    """The files below a folder, looked up by the names that annotation tools write.
+
+    Tried in turn: the name as it stands; with forward slashes, without a URL's query and %-escapes; then the files
+    with the same last part, in either case, of which the one with the most folders in common is taken. A file
+    outside the folder is never opened and nothing is downloaded.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._listed: dict[str, set[str]] = {}
+        self._by_name: dict[str, list[str]] | None = None
+
+    def exact(self, name: str) -> str | None:
+        """`name` if there is such a file, relative to the folder."""
+        path = PurePosixPath(name)
+        if not name or path.is_absolute() or ".." in path.parts or "\0" in name:
+            return None
+        parent = str(path.parent)
+        if parent not in self._listed:
+            self._listed[parent] = _names(self.folder / parent)
+        return str(path) if path.name in self._listed[parent] else None
+
+    def similar(self, name: str) -> list[str]:
+        """The files that `name` may mean, equally well: one is an answer, several are a question."""
+        plain = unquote(name.replace("\\", "/").split("?")[0])
+        if found := self.exact(plain):
+            return [found]
+        if self._by_name is None:
+            self._by_name = defaultdict(list)
+            for path in self._walk():
+                self._by_name[path.rsplit("/", 1)[-1].casefold()].append(path)
+        wanted = PurePosixPath(plain).parts
+        candidates = self._by_name.get(wanted[-1].casefold(), []) if wanted else []
+        closeness = [_common_suffix(PurePosixPath(path).parts, wanted) for path in candidates]
+        return [path for path, n in zip(candidates, closeness, strict=True) if n == max(closeness)]
+
+    def _walk(self) -> Iterator[str]:
+        for parent, _, names in os.walk(self.folder):
+            relative = Path(parent).relative_to(self.folder)
+            yield from ((relative / name).as_posix() for name in sorted(names))
+
+
+def _names(folder: Path) -> set[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if entry.is_file()}
+    except OSError:
+        return set()
+
+
+def _common_suffix(parts: tuple[str, ...], others: tuple[str, ...]) -> tuple[int, int]:
+    """Equal parts from the end, without and with regard to case."""
+    pairs = list(zip(reversed(parts), reversed(others), strict=False))
+    loose = next((i for i, (a, b) in enumerate(pairs) if a.casefold() != b.casefold()), len(pairs))
+    exact = next((i for i, (a, b) in enumerate(pairs) if a != b), len(pairs))
+    return loose, exact
