@@ -16,7 +16,7 @@ _OVERRIDES = "Every key of the experiment can be changed: --config.train.steps=1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit status: 0, 1 (`check` found errors), 2 (told in one line) or 130 (Ctrl-C)."""
+    """Runs one command. Exit status: 0, 1 (`check` found errors), 2 (an error, told in one line) or 130 (Ctrl-C)."""
     parser = _parser()
     options, overrides = _parse(parser, sys.argv[1:] if arguments is None else list(arguments))
     try:

@@ -18,10 +18,10 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """The locked config of an experiment.
 
     Args:
-        source: path of a Python file that defines `get_config(mode: str) -> ConfigDict`, then `:mode` if a mode other than
-            '' is wanted. A path that does not exist here is looked for beside the package, where `experiments/` is
-            installed.
-        overrides: `a.b=value` each. Keys must exist, and values have the type of what they replace. `None` fits wherever
+        source: path of a Python file that defines `get_config(mode: str) -> ConfigDict`, then `:mode` if a mode other
+            than '' is wanted. A path that does not exist here is looked for beside the package, where `experiments/`
+            is installed.
+        overrides: `a.b=value` each. Keys must exist, and a value has the type of what it replaces; `None` fits wherever
             no text is expected.
 
     Raises:
@@ -70,12 +70,14 @@ def _import(path: Path) -> ModuleType:
 
 
 def _where(error: Exception, path: Path) -> str:
-    """The line of the file that raised, and why."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
+    """What the file raised and, unless it raised it on purpose, in which line."""
+    if isinstance(error, ValueError | UserError):
+        return str(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == path.resolve()]
     if isinstance(error, SyntaxError):
         lines = [error.lineno]
-    what = str(error) if isinstance(error, ValueError | UserError) else f"{type(error).__name__}: {error}"
-    return f"{path}:{lines[-1]}: {what}" if lines else what
+    return f"{path}:{lines[-1]}: {type(error).__name__}: {error}" if lines else f"{type(error).__name__}: {error}"
 
 
 def _apply(config: ConfigDict, override: str) -> None:

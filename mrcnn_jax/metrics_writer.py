@@ -2,31 +2,41 @@
 
 import csv
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import SupportsFloat
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.summary import scalar
 
 
 class MetricsWriter:
     """Appends to `WORKDIR/metrics.csv` and `WORKDIR/tensorboard/`; one process of a run writes.
 
-    A row is a step at which something was measured; what was not measured then is an empty cell. A column keeps its place
-    for good: new metrics go to the right. Every row is on disk when `write` returns.
+    A row is a step at which something was measured; what was not measured then is an empty cell. A column keeps its
+    place for good: new metrics go to the right. Every row is on disk when `write` returns.
     """
 
     def __init__(self, workdir: Path, step: int = 0) -> None:
         """Goes on after `step`: what an earlier process wrote of later steps, before it was stopped, is cut."""
-        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / "tensorboard").mkdir(parents=True, exist_ok=True)
         self._path = workdir / "metrics.csv"
         self._columns, rows = self._read()
-        kept = [row for row in rows if int(row["step"]) <= step]
-        if len(kept) < len(rows):
-            self._replace(kept)
-        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1, max_queue=1000)
+        if self._path.exists():
+            # Also where nothing is cut: the last line may lack its end.
+            self._replace([row for row in rows if int(row["step"]) <= step])
+        # tensorboardX's file writer itself, not its SummaryWriter, which writes later from another thread. It names
+        # files by the second and overwrites: a resumed run must not land on the name of the one before.
+        self._events = EventsWriter(str(workdir / "tensorboard" / "events"), f".{time.time_ns()}")
+        # TensorBoard drops what it has of this step and later.
+        self._event(step + 1, session_log=SessionLog(status=SessionLog.START))
+        self._events.flush()
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """One row. `values` are scalars of any kind that `float` takes."""
+    def write(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
+        """One row."""
         row = {"step": str(step)} | {name: repr(float(value)) for name, value in values.items()}
         new = [name for name in row if name not in self._columns]
         if new:
@@ -37,12 +47,15 @@ class MetricsWriter:
             with self._path.open("a", newline="", encoding="utf-8") as file:
                 csv.DictWriter(file, self._columns).writerow(row)
         for name, value in values.items():
-            self._events.add_scalar(name, float(value), step)
+            self._event(step, summary=scalar(name, float(value)))
         self._events.flush()
 
     def close(self) -> None:
         """Closes the event file."""
         self._events.close()
+
+    def _event(self, step: int, **what: SessionLog | Summary) -> None:
+        self._events.write_event(Event(wall_time=time.time(), step=step, **what))
 
     def _read(self) -> tuple[list[str], list[dict[str, str]]]:
         if not self._path.exists():

@@ -1,4 +1,4 @@
-"""The parameters of a model as a table: printed at the start of a run, since a wrong count tells more than a wrong loss."""
+"""The parameters of a model as a table, printed at the start of a run: a wrong count is seen before a wrong loss."""
 
 import math
 from typing import Any

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsFloat
 
 import jax
 import numpy as np
@@ -69,7 +69,7 @@ class Checkpoints:
             self._manager = _manager(self._workdir / _FOLDER, keep_last, best_metric)
 
     def save(
-        self, step: int, state: Any, data_state: Mapping[str, Any], metrics: Mapping[str, float] | None = None
+        self, step: int, state: Any, data_state: Mapping[str, Any], metrics: Mapping[str, SupportsFloat] | None = None
     ) -> None:
         """Starts to save; the arrays are copied before this returns, so `state` may be donated right away.
 

@@ -11,7 +11,7 @@ from mrcnn_jax.errors import UserError
 
 
 def run(config: ConfigDict | None, images: Path | None, annotations: Path | None, json_path: Path | None) -> int:
-    """Read one data set, or both of a config's, and print the findings. Returns 1 if something would stop a run, else 0."""
+    """Read one data set, or both of a config's, and print the findings. Returns 1 if something would stop a run."""
     if images is not None and annotations is not None:
         parts = {annotations.name: (images, annotations)}
     elif config is not None:

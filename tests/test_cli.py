@@ -1,0 +1,224 @@
+"""The `mrcnn` command: quick help, one clear line for every mistake, arguments handed on as they are."""
+
+import errno
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from mrcnn_jax import cli
+from mrcnn_jax.config_files import load_config
+from mrcnn_jax.errors import UserError
+
+EXPERIMENT = """
+from ml_collections import ConfigDict
+
+def get_config(mode):
+    if mode not in ("", "smoke"):
+        raise ValueError(f"unknown mode '{mode}': there is '' and 'smoke'")
+    config = ConfigDict()
+    config.name = "tiny"
+    config.seed = 3
+    config.data = ConfigDict({"root": "", "sides": (640, 800), "buckets": ((8, 16), (16, 8)), "jitter": ()})
+    config.train = ConfigDict({"steps": 3 if mode == "smoke" else 100, "rate": 0.1, "ema": False, "limit": None})
+    return config.lock()
+"""
+
+
+@pytest.fixture
+def experiment(tmp_path) -> Path:
+    file = tmp_path / "tiny.py"
+    file.write_text(EXPERIMENT)
+    return file
+
+
+@pytest.fixture
+def calls(monkeypatch) -> dict:
+    """Replaces every command's handler; the arguments it got are kept under its name."""
+    got = {}
+    for name in ("demo", "check", "train", "evaluate", "predict", "score"):
+        handler = SimpleNamespace(run=lambda *arguments, name=name: got.__setitem__(name, arguments))
+        monkeypatch.setitem(sys.modules, f"mrcnn_jax.commands.{name}", handler)
+    return got
+
+
+def failing(monkeypatch, error: BaseException) -> None:
+    def run(*arguments):
+        raise error
+
+    monkeypatch.setitem(sys.modules, "mrcnn_jax.commands.train", SimpleNamespace(run=run))
+
+
+def test_help_names_every_command_and_is_quick():
+    begin = time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", "mrcnn_jax.cli", "--help"], capture_output=True, text=True, check=True)
+    seconds = time.perf_counter() - begin
+    for name in ("demo", "check", "train", "eval", "predict", "score"):
+        assert f"\n    {name} " in done.stdout
+    # 0.06 s alone; importing JAX takes a second or more, on any machine.
+    assert seconds < 1.0
+
+
+def test_help_imports_no_jax():
+    code = "import sys, mrcnn_jax.cli; sys.exit('jax' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_train_gets_the_config_with_its_mode_and_overrides(experiment, calls, tmp_path):
+    run = tmp_path / "run"
+    arguments = ["train", f"--config={experiment}:smoke", "--config.train.rate=1", f"--workdir={run}"]
+    assert cli.main([*arguments, "--config.data.root=a=b c", "--config.data.jitter=(0.1, 2.0)"]) == 0
+    config, workdir = calls["train"]
+    assert workdir == run
+    assert config.train.to_dict() == {"steps": 3, "rate": 1.0, "ema": False, "limit": None}
+    assert isinstance(config.train.rate, float)
+    assert config.data.root == "a=b c"
+    assert config.data.jitter == (0.1, 2.0)
+    assert config.is_locked
+
+
+def test_each_command_hands_on_its_arguments(experiment, calls):
+    cli.main(["score", "--gt=a.json", "--dt=b.json", "--type=segm"])
+    assert calls["score"] == (Path("a.json"), Path("b.json"), "segm", "hotcoco")
+    cli.main(["predict", "--checkpoint=run", "a.jpg", "b.jpg", "--out=out", "--threshold=0.3"])
+    assert calls["predict"] == (Path("run"), ["a.jpg", "b.jpg"], Path("out"), 0.3)
+    cli.main(["eval", "--workdir=run", "--json=figures.json"])
+    assert calls["evaluate"] == (None, Path("run"), None, Path("figures.json"))
+    cli.main(["demo", f"--config={experiment}"])
+    assert calls["demo"][0].name == "tiny"
+    assert calls["demo"][1] == Path("runs/demo")
+    cli.main(["check", "--images=images", "--annotations=a.json"])
+    assert calls["check"] == (None, Path("images"), Path("a.json"), None)
+
+
+def test_check_passes_on_its_status(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mrcnn_jax.commands.check", SimpleNamespace(run=lambda *arguments: 1))
+    assert cli.main(["check", "--images=i", "--annotations=a.json"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("train.stepz=3", "there is no config.train.stepz: did you mean train.steps?"),
+        ("steps=3", "there is no config.steps: did you mean train.steps?"),
+        ("train.steps.x=3", "there is no config.train.steps.x: did you mean train.steps?"),
+        ("train=3", "config.train is a group: set one of its keys, such as config.train.ema, config.train.limit"),
+        ("train.steps=many", "config.train.steps=many is not a whole number, such as 100"),
+        ("train.steps=1.5", "config.train.steps=1.5 is not a whole number"),
+        ("train.rate=fast", "config.train.rate=fast is not a number, such as 0.1"),
+        ("train.ema=1", "config.train.ema=1 is not true or false"),
+        ("data.sides=640", "config.data.sides=640 is not a tuple, such as (640, 800)"),
+        ("data.buckets=(8,16)", "config.data.buckets=(8,16) is not a tuple, such as ((8, 16), (16, 8))"),
+        ("train.steps", "config.train.steps has no value: write --config.train.steps=VALUE"),
+    ],
+)
+def test_a_wrong_override_is_one_line(experiment, calls, capsys, tmp_path, override, line):
+    assert cli.main(["train", f"--config={experiment}", f"--workdir={tmp_path}", f"--config.{override}"]) == 2
+    told = capsys.readouterr().err
+    assert line in told
+    assert told.startswith("mrcnn: error: ")
+    assert told.count("\n") == 1
+    assert calls == {}
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("train.ema=true", True),
+        ("train.limit=3", 3),
+        ("train.limit=some text", "some text"),
+        ("train.rate=None", None),
+        ("data.sides=(1,)", (1,)),
+        ("data.sides=[1, 2]", (1, 2)),
+        ("data.buckets=((4, 4),)", ((4, 4),)),
+        ("data.root=3", "3"),
+    ],
+)
+def test_values_take_the_type_of_what_they_replace(experiment, override, value):
+    config = load_config(str(experiment), [override])
+    group, key = override.partition("=")[0].split(".")
+    assert config[group][key] == value
+    assert type(config[group][key]) is type(value)
+
+
+def test_an_experiment_that_cannot_be_used_is_one_line(experiment, tmp_path):
+    with pytest.raises(UserError, match=r"no file .*tinny.py: did you mean tiny.py"):
+        load_config(str(tmp_path / "tinny.py"))
+    with pytest.raises(UserError, match=r"unknown mode 'smok': there is '' and 'smoke'"):
+        load_config(f"{experiment}:smok")
+    other = tmp_path / "other.py"
+    for text, line in (
+        ("x = 1\n", "defines no get_config"),
+        ("x = \n", r"other.py:1: SyntaxError"),
+        ("x = 1\nimport nothing_of_that_name\n", r"other.py:2: ModuleNotFoundError"),
+        ("def get_config(mode):\n    return missing\n", r"other.py:2: NameError"),
+        ("def get_config(mode):\n    return {}\n", "returned dict, not a ConfigDict"),
+    ):
+        other.write_text(text)
+        with pytest.raises(UserError, match=line):
+            load_config(str(other))
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(UserError, match="not a Python file"):
+        load_config(str(tmp_path / "notes.txt"))
+
+
+def test_a_user_error_is_one_line_and_status_2(experiment, monkeypatch, capsys, tmp_path):
+    failing(monkeypatch, UserError("image 7 is truncated: download it again"))
+    assert cli.main(["train", f"--config={experiment}", f"--workdir={tmp_path}"]) == 2
+    assert capsys.readouterr().err == "mrcnn: error: image 7 is truncated: download it again\n"
+    assert not (tmp_path / "error.log").exists()
+
+
+def test_an_unexpected_error_leaves_its_traceback_in_the_workdir(experiment, monkeypatch, capsys, tmp_path):
+    failing(monkeypatch, RuntimeError("first line\nsecond line"))
+    assert cli.main(["train", f"--config={experiment}", f"--workdir={tmp_path}"]) == 2
+    told = capsys.readouterr().err
+    assert told == f"mrcnn: error: unexpected RuntimeError: first line (the traceback is in {tmp_path / 'error.log'})\n"
+    assert "Traceback (most recent call last)" in (tmp_path / "error.log").read_text()
+
+
+def test_a_full_disk_and_ctrl_c_are_one_line(experiment, monkeypatch, capsys, tmp_path):
+    arguments = ["train", f"--config={experiment}", f"--workdir={tmp_path}"]
+    failing(monkeypatch, OSError(errno.ENOSPC, "No space left on device"))
+    assert cli.main(arguments) == 2
+    assert capsys.readouterr().err == "mrcnn: error: the disk is full: free some space and run the same command again\n"
+    failing(monkeypatch, KeyboardInterrupt())
+    assert cli.main(arguments) == 130
+    assert capsys.readouterr().err == "mrcnn: error: interrupted: run the same command again to go on\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([], "COMMAND"),
+        (["trian"], "invalid choice: 'trian'"),
+        (["train", "--workdir=x"], "--config"),
+        (["check"], "give --images and --annotations, or --config"),
+        (["check", "--images=x"], "give --images and --annotations, or --config"),
+        (["eval"], "give --workdir or --checkpoint"),
+        (["eval", "--workdir=x", "--config.train.steps=3"], "changes an experiment: name it with --config=FILE"),
+        (["score", "--gt=a"], "--dt"),
+        (["train", "--config=x.py", "--workdr=x"], "--workdir"),
+    ],
+)
+def test_wrong_arguments_end_with_status_2(calls, capsys, arguments, line):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    assert stop.value.code == 2
+    assert line in capsys.readouterr().err
+    assert calls == {}
+
+
+def test_a_reader_that_leaves_is_no_error():
+    code = "import sys, types; from mrcnn_jax import cli\n" \
+        "def run(*a):\n    [print('x' * 1000) for _ in range(1000)]\n" \
+        "sys.modules['mrcnn_jax.commands.score'] = types.SimpleNamespace(run=run)\n" \
+        "sys.exit(cli.main(['score', '--gt=a', '--dt=b']))"  # fmt: skip
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.read(10)
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 0
