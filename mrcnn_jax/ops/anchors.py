@@ -6,7 +6,9 @@ import numpy as np
 from jaxtyping import Float
 
 
-def cell_anchors(sizes: Sequence[float], ratios: Sequence[float], rounded: bool) -> Float[np.ndarray, "n 4"]:
+def cell_anchors(
+    sizes: Sequence[float | int], ratios: Sequence[float | int], rounded: bool
+) -> Float[np.ndarray, "n 4"]:
     """The anchors of one cell, `len(sizes) * len(ratios)` boxes around the origin.
 
     A size is the square root of the area in pixels and a ratio is height over width (Faster R-CNN, section 3.1.1).
@@ -28,7 +30,7 @@ def cell_anchors(sizes: Sequence[float], ratios: Sequence[float], rounded: bool)
 
 
 def grid_anchors(
-    cells: Float[np.ndarray, "n 4"], shape: tuple[int, int], stride: tuple[float, float], offset: float = 0.0
+    cells: Float[np.ndarray, "n 4"], shape: Sequence[int], stride: Sequence[float | int], offset: float = 0.0
 ) -> Float[np.ndarray, "a 4"]:
     """Copies of `cells` at every position of a feature map of `shape` (rows, columns), `a = rows * columns * n`.
 

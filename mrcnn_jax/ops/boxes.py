@@ -4,10 +4,13 @@ Boxes are `xyxy` in continuous pixels, width is `x2 - x1` (Detectron2 and torchv
 """
 
 import math
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Num
+
+from mrcnn_jax.types import Leaf
 
 # A network may ask for no box more than 62.5 times its reference: exp() of a wild delta would overflow.
 MAX_LOG_SCALE = math.log(1000 / 16)
@@ -45,7 +48,7 @@ def ratio(common: Float[Array, "*n"], whole: Float[Array, "*#n"]) -> Float[Array
 
 
 def encode(
-    boxes: Float[Array, "*n 4"], reference: Float[Array, "*#n 4"], weights: tuple[float, float, float, float]
+    boxes: Float[Array, "*n 4"], reference: Float[Array, "*#n 4"], weights: Sequence[float | int]
 ) -> Float[Array, "*n 4"]:
     """The (dx, dy, dw, dh) that turn `reference` into `boxes`, times `weights` (R-CNN, appendix C).
 
@@ -61,7 +64,7 @@ def encode(
 def decode(
     deltas: Float[Array, "*n 4"],
     reference: Float[Array, "*#n 4"],
-    weights: tuple[float, float, float, float],
+    weights: Sequence[float | int],
     max_log_scale: float = MAX_LOG_SCALE,
 ) -> Float[Array, "*n 4"]:
     """Inverse of `encode`, with dw and dh held at `max_log_scale` and below.
@@ -76,7 +79,7 @@ def decode(
     return jnp.stack([x - half_w, y - half_h, x + half_w, y + half_h], axis=-1)
 
 
-def clip(boxes: Float[Array, "*n 4"], size: Num[Array, " 2"] | tuple[float, float]) -> Float[Array, "*n 4"]:
+def clip(boxes: Float[Array, "*n 4"], size: Num[Leaf, " 2"] | Sequence[float | int]) -> Float[Array, "*n 4"]:
     """Cut boxes at the border of an image of `size` (height, width)."""
     height, width = (jnp.asarray(side).astype(boxes.dtype) for side in (size[0], size[1]))
     x1, y1, x2, y2 = (boxes[..., i] for i in range(4))
@@ -85,7 +88,7 @@ def clip(boxes: Float[Array, "*n 4"], size: Num[Array, " 2"] | tuple[float, floa
     )
 
 
-def flip(boxes: Float[Array, "*n 4"], width: Num[Array, ""] | float) -> Float[Array, "*n 4"]:
+def flip(boxes: Float[Array, "*n 4"], width: Num[Leaf, ""] | float | int) -> Float[Array, "*n 4"]:
     """Mirror boxes left to right in an image `width` pixels wide."""
     width = jnp.asarray(width).astype(boxes.dtype)
     return jnp.stack([width - boxes[..., 2], boxes[..., 1], width - boxes[..., 0], boxes[..., 3]], axis=-1)

@@ -9,9 +9,10 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 
-def smooth_l1(x: Float[Array, "*n"], beta: float) -> Float[Array, "*n"]:
+def smooth_l1(x: Float[Array, "*n"], beta: float | int) -> Float[Array, "*n"]:
     """Element-wise `x^2 / (2 beta)` up to `beta`, `|x| - beta / 2` beyond; `|x|` for beta 0 (Fast R-CNN, eq. 3)."""
-    size = jnp.abs(x)
+    # Not jnp.abs, whose slope at 0 is 1 in JAX; here it is 0, as in torch.
+    size = jnp.sign(x) * x
     if beta == 0:
         return size
     return jnp.where(size < beta, 0.5 / beta * x * x, size - 0.5 * beta)
@@ -19,7 +20,7 @@ def smooth_l1(x: Float[Array, "*n"], beta: float) -> Float[Array, "*n"]:
 
 def sigmoid_cross_entropy(logits: Float[Array, "*n"], targets: Float[Array, "*n"]) -> Float[Array, "*n"]:
     """Element-wise binary cross-entropy of a logit and a target in [0, 1], stable for logits of any size."""
-    return jnp.maximum(logits, 0.0) - logits * targets + jnp.log1p(jnp.exp(-jnp.abs(logits)))
+    return targets * jax.nn.softplus(-logits) + (1.0 - targets) * jax.nn.softplus(logits)
 
 
 def softmax_cross_entropy(
@@ -40,7 +41,7 @@ def objectness_loss(
 
 
 def box_loss(
-    deltas: Float[Array, "n 4"], targets: Float[Array, "n 4"], where: Bool[Array, " n"], beta: float
+    deltas: Float[Array, "n 4"], targets: Float[Array, "n 4"], where: Bool[Array, " n"], beta: float | int
 ) -> Float[Array, ""]:
     """Smooth L1 between deltas and targets, summed over the chosen rows and their four numbers.
 

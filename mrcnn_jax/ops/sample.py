@@ -15,10 +15,10 @@ from mrcnn_jax.types import GroundTruth, Proposals, Samples
 def random_subset(
     key: Key[Array, ""] | None, mask: Bool[Array, " n"], k: int, limit: Int[Array, ""] | None = None
 ) -> Bool[Array, " n"]:
-    """Exactly `min(k, limit, mask.sum())` of the elements of `mask`, all subsets of that size being equally likely (up to
-    chance ties of 23-bit random numbers, which fall to the lower index).
+    """Exactly `min(k, limit, mask.sum())` of the elements of `mask`; all subsets of that size are equally likely.
 
-    `k` is static; `limit`, known only at run time, lowers it.
+    `k` is static; `limit`, known only at run time, lowers it. Ties of the (23-bit) random numbers fall to the
+    lower index.
     """
     _, index = lax.top_k(jnp.where(mask, _ranks(key, mask.shape[0]), -1.0), min(k, mask.shape[0]))
     taken = mask[index]
