@@ -1,0 +1,62 @@
+"""Examples of any size to arrays of one shape: objects into slots, images into a padded batch."""
+
+from collections.abc import Sequence
+from dataclasses import fields
+
+import numpy as np
+
+from mrcnn_jax.data import transforms
+from mrcnn_jax.types import Batch, GroundTruth
+
+
+def ground_truth(example: transforms.Example, max_objects: int, mask_size: int) -> tuple[GroundTruth, int]:
+    """One image's objects in `max_objects` slots, and how many did not fit: the largest boxes are kept, in file order.
+
+    Masks are left out where `mask_size` is 0. A crowd takes a slot but needs no mask, since it is never a positive.
+    An annotated mask without a pixel counts as none.
+    """
+    sides = example.boxes[:, 2:] - example.boxes[:, :2]
+    rows = np.sort(np.argsort(-sides[:, 0] * sides[:, 1], kind="stable")[:max_objects])
+    count = len(rows)
+
+    def padded(values: np.ndarray) -> np.ndarray:
+        slots = np.zeros((max_objects, *values.shape[1:]), values.dtype)
+        slots[:count] = values[rows]
+        return slots
+
+    masks = has_mask = None
+    if mask_size:
+        bitmaps = np.zeros((max_objects, mask_size, mask_size), bool)
+        for slot, row in enumerate(rows.tolist()):
+            if example.segmentations[row] is not None and not example.crowd[row]:
+                bitmaps[slot] = transforms.object_mask(example, row, mask_size)
+        masks, has_mask = np.packbits(bitmaps, axis=-1), bitmaps.any(axis=(1, 2))
+    truth = GroundTruth(
+        boxes=padded(example.boxes),
+        classes=padded(example.classes.astype(np.int32)),
+        valid=np.arange(max_objects) < count,
+        crowd=padded(example.crowd),
+        masks=masks,
+        has_mask=has_mask,
+        keypoints=None if example.keypoints is None else padded(example.keypoints),
+    )
+    return truth, len(example.boxes) - count
+
+
+def collate(examples: list[transforms.Example], ids: list[int], shape: tuple[int, int], slots: int) -> Batch:
+    """Images padded with zeros to `shape`, and the batch to `slots` rows."""
+    image = np.zeros((slots, *shape, 3), np.uint8)
+    size = np.zeros((slots, 2), np.int32)
+    original_size = np.zeros((slots, 2), np.int32)
+    image_id = np.zeros(slots, np.int64)
+    for row, (example, number) in enumerate(zip(examples, ids, strict=True)):
+        height, width = example.image.shape[:2]
+        image[row, :height, :width] = example.image
+        size[row], original_size[row], image_id[row] = (height, width), example.source_size, number
+    return Batch(image, size, original_size, image_id, valid=np.arange(slots) < len(examples))
+
+
+def stack(truths: Sequence[GroundTruth]) -> GroundTruth:
+    """The ground truth of several images as one batch."""
+    columns = {field.name: [getattr(truth, field.name) for truth in truths] for field in fields(GroundTruth)}
+    return GroundTruth(**{name: None if values[0] is None else np.stack(values) for name, values in columns.items()})
