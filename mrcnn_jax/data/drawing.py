@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
 
-def _direction(degrees: float) -> tuple[float, float]:
+def _direction(degrees: int | float) -> tuple[float, float]:
     """Cosine and sine, rounded so that the last bit of the C library does not matter."""
     return round(math.cos(math.radians(degrees)), 6), round(math.sin(math.radians(degrees)), 6)
 
@@ -114,21 +114,22 @@ class Stamp:
         """x, y of the top, right, bottom and left-most pixels; of several, the one nearest to their middle."""
         inside = self.inside
         rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
-
-        def middle(line) -> int:
-            ties = np.flatnonzero(line)
-            return ties[np.abs(ties - ties.sum() / len(ties)).argmin()]
-
         points = [
-            (middle(inside[rows[0]]), rows[0]),
-            (columns[-1], middle(inside[:, columns[-1]])),
-            (middle(inside[rows[-1]]), rows[-1]),
-            (columns[0], middle(inside[:, columns[0]])),
+            (_middle(inside[rows[0]]), rows[0]),
+            (columns[-1], _middle(inside[:, columns[-1]])),
+            (_middle(inside[rows[-1]]), rows[-1]),
+            (columns[0], _middle(inside[:, columns[0]])),
         ]
         return np.array(points, np.float32) + np.array([self.left, self.top], np.float32)
 
 
-def stamp(name: str, x: float, y: float, radius: float, aspect: float, degrees: float) -> Stamp:
+def _middle(line: Bool[np.ndarray, " n"]) -> int:
+    """The true position nearest to the mean of all of them."""
+    ties = np.flatnonzero(line)
+    return int(ties[np.abs(ties - ties.sum() / len(ties)).argmin()])
+
+
+def stamp(name: str, x: float, y: float, radius: float, aspect: float, degrees: int) -> Stamp:
     """Rasterises one shape.
 
     Args:

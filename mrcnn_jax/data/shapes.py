@@ -151,7 +151,7 @@ def _visible(objects: list[_Object], height: int, width: int) -> tuple[list[Bool
     return masks, kept
 
 
-def _box(mask: Bool[np.ndarray, "h w"]) -> tuple[int, int, int, int]:
+def _box(mask: Bool[np.ndarray, "h w"]) -> tuple[np.integer, np.integer, np.integer, np.integer]:
     """The smallest box around a mask; pixel i covers [i, i + 1)."""
     y, x = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return x[0], y[0], x[-1] + 1, y[-1] + 1
@@ -205,7 +205,8 @@ def load(
         "split": split in SPLITS,
         "num_images": num_images >= 0,
         "seed": seed >= 0,
-        "size": min(size) >= 16 and all(low <= high for low, high in zip(size, max_size, strict=True)),
+        "size": min(size) >= 16,
+        "max_size": all(low <= high for low, high in zip(size, max_size, strict=True)),
         "max_objects": max_objects >= 1,
         "scale": 0 < scale[0] <= scale[1] <= 1,
         "contrast": contrast >= 1,

@@ -45,6 +45,17 @@ class CocoInstances(tfds.core.ShardBasedBuilder):
 
     def _info(self) -> tfds.core.DatasetInfo:
         categories = next(iter(self._datasets.values())).categories
+        objects = {
+            "annotation_id": np.int64,
+            "box": tfds.features.Tensor(shape=(4,), dtype=np.float32),
+            "label": tfds.features.ClassLabel(names=[c.name for c in categories]),
+            "crowd": np.bool_,
+            "area": np.float32,
+            "segmentation": tfds.features.Text(),
+        }
+        # TFDS cannot read a sequence of tensors of shape (0, 3).
+        if num_keypoints := _num_keypoints(categories):
+            objects["keypoints"] = tfds.features.Tensor(shape=(num_keypoints, 3), dtype=np.float32)
         return tfds.core.DatasetInfo(
             builder=self,
             description="Images with annotated instances: boxes, masks and keypoints.",
@@ -59,17 +70,7 @@ class CocoInstances(tfds.core.ShardBasedBuilder):
                     # Whether the record had these at all; without them zeros are stored.
                     "has_keypoints": np.bool_,
                     "has_annotation_ids": np.bool_,
-                    "objects": tfds.features.Sequence(
-                        {
-                            "annotation_id": np.int64,
-                            "box": tfds.features.Tensor(shape=(4,), dtype=np.float32),
-                            "label": tfds.features.ClassLabel(names=[c.name for c in categories]),
-                            "crowd": np.bool_,
-                            "area": np.float32,
-                            "segmentation": tfds.features.Text(),
-                            "keypoints": tfds.features.Tensor(shape=(_num_keypoints(categories), 3), dtype=np.float32),
-                        }
-                    ),
+                    "objects": tfds.features.Sequence(objects),
                 }
             ),
             metadata=tfds.core.MetadataDict(categories=[asdict(c) for c in categories]),
@@ -121,7 +122,7 @@ def _encode(record: Record, num_keypoints: int) -> dict:
                 "area": record.areas[i],
                 # bytes, the counts of an RLE, are the only thing that JSON does not know.
                 "segmentation": json.dumps(record.segmentations[i], default=bytes.decode, separators=(",", ":")),
-                "keypoints": keypoints[i],
+                **({"keypoints": keypoints[i]} if num_keypoints else {}),
             }
             for i in range(n)
         ],
@@ -140,24 +141,26 @@ def _image_bytes(record: Record) -> bytes:
         raise UserError(f"{record.source}: image id {record.image_id} cannot be read: {error.strerror}") from error
 
 
-def _decode(example: dict) -> Record:
-    # Sequences of length zero come back without their trailing shape.
+def _decode(example: dict, num_keypoints: int) -> Record:
     objects = example["objects"]
     segmentations = [json.loads(text) for text in objects["segmentation"]]
     for segmentation in segmentations:
         if isinstance(segmentation, dict):
             segmentation["counts"] = segmentation["counts"].encode()
+    # A sequence of length zero comes back without its trailing shape.
+    boxes = np.asarray(objects["box"], np.float32).reshape(-1, 4)
+    keypoints = np.asarray(objects.get("keypoints", ()), np.float32).reshape(len(boxes), num_keypoints, 3)
     return Record(
         image_id=int(example["image_id"]),
         source=example["image"],
         height=int(example["height"]),
         width=int(example["width"]),
-        boxes=np.asarray(objects["box"], np.float32).reshape(-1, 4),
+        boxes=boxes,
         classes=np.asarray(objects["label"], np.int32) + 1,
         crowd=np.asarray(objects["crowd"], bool),
         areas=np.asarray(objects["area"], np.float32),
         segmentations=tuple(segmentations),
-        keypoints=np.asarray(objects["keypoints"], np.float32) if example["has_keypoints"] else None,
+        keypoints=keypoints if example["has_keypoints"] else None,
         annotation_ids=np.asarray(objects["annotation_id"], np.int64) if example["has_annotation_ids"] else None,
         file_name=example["file_name"].decode(),
     )
@@ -169,6 +172,7 @@ class TfdsRecords(Sequence[Record]):
 
     directory: Path
     split: str
+    num_keypoints: int
 
     @cached_property
     def _source(self):
@@ -181,10 +185,10 @@ class TfdsRecords(Sequence[Record]):
     def __getitem__(self, index: int) -> Record:
         if not -len(self) <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
-        return _decode(self._source[index % len(self)])
+        return _decode(self._source[index % len(self)], self.num_keypoints)
 
     def __reduce__(self):
-        return TfdsRecords, (self.directory, self.split)
+        return TfdsRecords, (self.directory, self.split, self.num_keypoints)
 
 
 def write(datasets: dict[str, Dataset], data_dir: str | Path, name: str = "default") -> Path:
@@ -201,14 +205,17 @@ def write(datasets: dict[str, Dataset], data_dir: str | Path, name: str = "defau
         Its folder, `{data_dir}/coco_instances/{name}/1.0.0`.
 
     Raises:
-        UserError: the categories differ, a name is none for TFDS, a split is empty, the data set exists, or an image
-            cannot be read.
+        UserError: the categories differ between splits, or two of them have one name; TFDS does not allow the name of
+            the data set or of a split; a split is empty; the data set exists; an image cannot be read.
     """
     if not datasets or len({d.categories for d in datasets.values()}) != 1:
         raise UserError(f"tfds: the splits {sorted(datasets)} must have the same categories, and there must be one")
     for word in (name, *datasets):
         if not re.fullmatch(r"[A-Za-z0-9_]+", word):
             raise UserError(f"tfds: '{word}' cannot name a data set or split; use letters, digits and underscores")
+    names = next(iter(datasets.values())).classes
+    if len(set(names)) < len(names):
+        raise UserError("tfds: two categories have the same name, which TFDS does not allow; rename one")
     for split, dataset in datasets.items():
         if not len(dataset.records):
             raise UserError(f"tfds: the split '{split}' has no images, which TFDS cannot read; leave it out")
@@ -238,13 +245,8 @@ def load(data_dir: str | Path, split: str) -> Dataset:
         UserError: there is no such data set, more than one, or no such split.
     """
     data_dir = Path(data_dir).expanduser()
-    found = sorted(
-        {
-            path.parent
-            for pattern in ("", "*/", "*/*/", "*/*/*/")
-            for path in data_dir.glob(pattern + "dataset_info.json")
-        }
-    )
+    # data_dir may be the version's folder, or one to three above it.
+    found = [p.parent for depth in range(4) for p in sorted(data_dir.glob("*/" * depth + "dataset_info.json"))]
     if len(found) != 1:
         have = f"{len(found)} TFDS data sets ({', '.join(map(str, found))})" if found else "no TFDS data set"
         raise UserError(f"{data_dir}: there is {have} here; give the folder that holds one dataset_info.json")
@@ -256,9 +258,8 @@ def load(data_dir: str | Path, split: str) -> Dataset:
         )
     if split.split("[")[0] not in builder.info.splits:
         raise UserError(f"{directory}: there is no split '{split}', only {', '.join(builder.info.splits)}")
-    return Dataset(
-        _categories(builder.info.metadata["categories"]), TfdsRecords(directory, split), builder.info.full_name
-    )
+    categories = _categories(builder.info.metadata["categories"])
+    return Dataset(categories, TfdsRecords(directory, split, _num_keypoints(categories)), builder.info.full_name)
 
 
 def _categories(entries: list[dict]) -> tuple[Category, ...]:
