@@ -14,10 +14,12 @@ from mrcnn_jax.data.dataset import Category, Dataset, Record
 from mrcnn_jax.data.report import Report
 from mrcnn_jax.errors import UserError
 
-__all__ = ["FILE_LIMIT", "find", "load", "read"]
+__all__ = ["FILE_LIMIT", "MISSING", "find", "load", "read"]
 
 # Bytes of JSON. COCO has 0.5 GB, LVIS 1.1 GB; Python needs some eight times as much while it reads.
 FILE_LIMIT = 4 << 30
+# The finding on images that are listed and not there.
+MISSING = "image that is not on disk, left out"
 
 
 def load(
@@ -167,7 +169,7 @@ def _pictures(entries: list, folder: Path, path: Path, report: Report) -> tuple[
     keys, file_names, paths, sizes = [], [], [], []
     for identity, (entry, name, found) in located.items():
         if found is None:
-            report.warning("image that is not on disk, left out", "image", [f"{identity} {name}"])
+            report.warning(MISSING, "image", [f"{identity} {name}"])
             continue
         size = _size(entry, folder / found, identity, report)
         if size is None:
@@ -226,7 +228,7 @@ def _located(entries: dict[str, dict], files: ImageFiles, report: Report) -> dic
         if candidates:
             taken[candidates[0]] = identity
             located[identity] = entry, name, candidates[0]
-            report.note("file name written in another way than the file, found", "image", [f"{identity} {name}"])
+            report.note("file in another folder or spelling than file_name, found", "image", [f"{identity} {name}"])
     return located
 
 

@@ -3,14 +3,15 @@
 import os
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
 from mrcnn_jax.errors import UserError
 
-_TRAIN = ("train2017", "train2014", "train")
-_VAL = ("val2017", "val2014", "val", "valid", "validation")
+_NAMES = {
+    "train": ("train2017", "train2014", "train"),
+    "val": ("val2017", "val2014", "val", "valid", "validation"),
+}
 # {0} is the split's name. COCO and CVAT; Roboflow; CVAT by subset; Label Studio; and what people write by hand.
 _ANNOTATIONS = (
     "annotations/instances_{0}.json",
@@ -34,46 +35,36 @@ _WHOLE = (
 _IMAGES = ("{0}/images", "images/{0}", "{0}", "images")
 
 
-@dataclass(frozen=True)
-class Paths:
-    """The files of a data set; without a validation set the last two are None."""
+def find(root: str | Path, split: str) -> tuple[Path, Path]:
+    """Finds images folder and annotations in the layouts of COCO, CVAT, Roboflow, Label Studio and the balloon set.
 
-    train_images: Path
-    train_annotations: Path
-    val_images: Path | None = None
-    val_annotations: Path | None = None
+    One file for everything is taken for training. A test split is never taken for validation. The images folder may
+    be the root itself: names are looked up below it.
 
-
-def find(root: str | Path) -> Paths:
-    """Finds annotations and images in the layouts of COCO, CVAT, Roboflow, Label Studio and the balloon set.
-
-    A test split is never taken for validation. The images folder may be the root itself: names are looked up below
-    it.
+    Args:
+        split: "train" or "val".
 
     Raises:
-        UserError: nothing is found; names three of the places that were tried.
+        UserError: nothing is found; names places that were tried.
     """
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; give the folder that holds images and annotations")
-    train, val = _find_split(root, _TRAIN), _find_split(root, _VAL)
-    if train is None:
-        whole = next((root / name for name in _WHOLE if (root / name).is_file()), None)
-        if whole is None:
-            tried = ", ".join([_ANNOTATIONS[0].format("train2017"), _ANNOTATIONS[2].format("train"), _WHOLE[0]])
-            raise UserError(f"{root}: no COCO annotations (tried {tried}, ...); name the JSON file in config.data")
-        train = (root / "images" if (root / "images").is_dir() else root, whole)
-    return Paths(*train, *(val or (None, None)))
-
-
-def _find_split(root: Path, splits: tuple[str, ...]) -> tuple[Path, Path] | None:
-    for split in splits:
+    names = _NAMES[split]
+    for name in names:
         for pattern in _ANNOTATIONS:
-            annotations = root / pattern.format(split)
+            annotations = root / pattern.format(name)
             if annotations.is_file():
-                folders = (root / pattern.format(split) for pattern in _IMAGES)
+                folders = (root / pattern.format(name) for pattern in _IMAGES)
                 return next((folder for folder in folders if folder.is_dir()), root), annotations
-    return None
+    whole = next((root / name for name in _WHOLE if (root / name).is_file()), None)
+    if split == "train" and whole:
+        return (root / "images" if (root / "images").is_dir() else root), whole
+    tried = ", ".join([_ANNOTATIONS[0].format(names[0]), _ANNOTATIONS[1].format(split), _ANNOTATIONS[2].format(split)])
+    raise UserError(
+        f"{root}: no COCO annotations for {split} (tried {tried}, ...); set config.data.{split}_images and "
+        f"config.data.{split}_annotations"
+    )
 
 
 class ImageFiles:
@@ -91,13 +82,12 @@ class ImageFiles:
 
     def exact(self, name: str) -> str | None:
         """`name` if there is such a file, relative to the folder."""
-        path = PurePosixPath(name)
-        if not name or path.is_absolute() or ".." in path.parts or "\0" in name:
+        parent, _, last = name.rpartition("/")
+        if name.startswith("/") or ".." in parent.split("/") or "\0" in name:
             return None
-        parent = str(path.parent)
         if parent not in self._listed:
             self._listed[parent] = _names(self.folder / parent)
-        return str(path) if path.name in self._listed[parent] else None
+        return name if last in self._listed[parent] else None
 
     def similar(self, name: str) -> list[str]:
         """The files that `name` may mean, equally well: one is an answer, several are a question."""

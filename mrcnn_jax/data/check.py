@@ -1,0 +1,192 @@
+"""Reads a whole data set before a run does, and tells what is wrong with it and what is in it."""
+
+import hashlib
+import os
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from mrcnn_jax.data import coco, images
+from mrcnn_jax.data.dataset import Category, Dataset, Record
+from mrcnn_jax.data.report import Report
+from mrcnn_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """What a data set has of one class."""
+
+    id: int
+    name: str
+    # Images with an object of the class, and its objects: all, crowds, with a mask.
+    images: int
+    objects: int
+    crowd: int
+    masks: int
+    # Side in pixels of the square as large as the box; 0 without objects.
+    smallest: float
+    median: float
+    largest: float
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """Findings and contents of a data set."""
+
+    report: Report
+    num_images: int = 0
+    num_objects: int = 0
+    classes: list[ClassRow] = field(default_factory=list)
+    # Image id and name by the hash of the file; empty where the images were not decoded.
+    pictures: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def errors(self) -> list[str]:
+        """What stops a run, or makes its figures wrong as missing images do: one line for each kind."""
+        return self.report.errors
+
+    @property
+    def warnings(self) -> list[str]:
+        """What was repaired or dropped: one line for each kind."""
+        return self.report.warnings
+
+    def shared_pictures(self, other: "CheckResult") -> list[str]:
+        """The images of this set that are, to the byte, also in the other, as in training and validation."""
+        return [name for digest, name in self.pictures.items() if digest in other.pictures]
+
+    def lines(self) -> list[str]:
+        """Contents, class table and findings as text."""
+        verdict = f"{len(self.errors)} kinds of error, {len(self.warnings)} of warning"
+        head = f"{self.num_images:,} images, {self.num_objects:,} objects, {len(self.classes)} classes"
+        return [head, *_table(self.classes), *self.report.lines(), verdict]
+
+    def to_json(self) -> dict:
+        """Everything, as JSON can hold it."""
+        return {
+            "images": self.num_images,
+            "objects": self.num_objects,
+            "classes": [asdict(row) for row in self.classes],
+            "findings": self.report.to_dict(),
+        }
+
+
+def check(
+    images_dir: str | Path, annotations_json: str | Path, decode: bool = True, workers: int | None = None
+) -> CheckResult:
+    """Reads annotations and images of a COCO data set.
+
+    Finds what `coco.read` finds, and in the images: files that cannot be read or are cut short, sizes that are not the
+    annotated ones, EXIF rotation, and one picture under two names. A damaged annotation file is a finding too.
+
+    Args:
+        decode: decode every image; else only the headers are read, which misses files cut short and repeated pictures.
+        workers: threads; by default one a CPU. (Decoding does not hold Python's lock.)
+    """
+    try:
+        dataset, report = coco.read(images_dir, annotations_json)
+    except UserError as error:
+        report = Report()
+        report.error(str(error))
+        return CheckResult(report)
+    report.promote(coco.MISSING)
+    pictures = _check_images(dataset.records, report, decode, workers or os.cpu_count() or 1)
+    rows = _class_rows(dataset)
+    if unused := [f"{row.id} {row.name}" for row in rows if row.objects == 0]:
+        report.note("class without objects", "category", unused)
+    return CheckResult(report, len(dataset.records), sum(row.objects for row in rows), rows, pictures)
+
+
+def _check_images(records: Sequence[Record], report: Report, decode: bool, workers: int) -> dict[str, str]:
+    pictures: dict[str, str] = {}
+    with ThreadPoolExecutor(workers) as pool:
+        looked = pool.map(lambda i: _look(records[i], decode), range(len(records)))
+        progress = track(
+            looked,
+            "checking images",
+            total=len(records),
+            console=Console(stderr=True),
+            disable=not sys.stderr.isatty(),
+        )
+        for record, (digest, finding, level) in zip(records, progress, strict=True):
+            name = f"{record.image_id} {record.file_name}"
+            if finding:
+                getattr(report, level)(finding, "image", [name])
+            if digest in pictures:
+                report.warning("one picture under two names", "image", [f"{pictures[digest]} and {name}"])
+            elif digest:
+                pictures[digest] = name
+    return pictures
+
+
+def _look(record: Record, decode: bool) -> tuple[str, str, str]:
+    """Hash of the file, and what is to say about it: finding and level, empty if nothing."""
+    digest = ""
+    try:
+        source = record.source
+        if decode and isinstance(source, Path):
+            source = source.read_bytes()
+            digest = hashlib.blake2b(source, digest_size=16).hexdigest()
+        upright = images.decode(source).shape[:2] if decode else images.size_of(source)
+        stored = images.size_of(source, orientation=False)
+    except (UserError, OSError):
+        return "", "image that cannot be read, is cut short or too large; fetch it again or remove it", "error"
+    annotated = (record.height, record.width)
+    if annotated not in (upright, stored):
+        return (
+            digest,
+            "image whose size is not the annotated width and height; use the images that were annotated",
+            "error",
+        )
+    if upright == stored:
+        return digest, "", ""
+    if annotated == upright:
+        return digest, "image with an EXIF rotation, turned upright as it was annotated", "note"
+    return digest, "image with an EXIF rotation, annotated and used as it is stored; look at its masks", "warning"
+
+
+def _class_rows(dataset: Dataset) -> list[ClassRow]:
+    numbers, crowd, masks, sides, images_of = [], [], [], [], np.zeros(dataset.num_classes + 1, int)
+    for record in dataset.records:
+        numbers.append(record.classes)
+        crowd.append(record.crowd)
+        masks.append(np.array([segmentation is not None for segmentation in record.segmentations], bool))
+        sides.append(np.sqrt((record.boxes[:, 2] - record.boxes[:, 0]) * (record.boxes[:, 3] - record.boxes[:, 1])))
+        images_of[np.unique(record.classes)] += 1
+    columns = [np.concatenate(column) for column in (numbers, crowd, masks, sides)]
+    return [_class_row(category, i, images_of, *columns) for i, category in enumerate(dataset.categories, start=1)]
+
+
+def _class_row(category: Category, number: int, images_of, numbers, crowd, masks, sides) -> ClassRow:
+    own = numbers == number
+    side = np.sort(sides[own]) if own.any() else np.zeros(1)
+    return ClassRow(
+        id=category.id,
+        name=category.name,
+        images=int(images_of[number]),
+        objects=int(own.sum()),
+        crowd=int(crowd[own].sum()),
+        masks=int(masks[own].sum()),
+        smallest=round(float(side[0]), 1),
+        median=round(float(np.median(side)), 1),
+        largest=round(float(side[-1]), 1),
+    )
+
+
+def _table(rows: list[ClassRow]) -> list[str]:
+    """Aligned columns; the box columns are sides of squares of the same area, in pixels."""
+    if not rows:
+        return []
+    head = ("id", "class", "images", "objects", "crowd", "masks", "smallest", "median", "largest box (side, px)")
+    cells = [head, *((str(value) for value in asdict(row).values()) for row in rows)]
+    cells = [list(row) for row in cells]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(head) - 1)]
+    return [
+        "  ".join(c.ljust(w) if i == 1 else c.rjust(w) for i, (c, w) in enumerate(zip(row, [*widths, 7], strict=True)))
+        for row in cells
+    ]
