@@ -65,7 +65,7 @@ def config(**data) -> ConfigDict:
         "keypoints": True,
     }
     preprocess = {"rounding": "round", "interpolation": "cv2"}
-    return ConfigDict({"data": {**values, **data}, "model": {"preprocess": preprocess}, "eval": {"num_workers": 0}})
+    return ConfigDict({"data": {**values, **data}, "model": {"preprocess": preprocess}, "eval": {"short_side": 42}})
 
 
 def take(loader: pipeline.Loader, count: int) -> list:
@@ -177,7 +177,7 @@ def test_image_goes_to_the_bucket_that_shrinks_it_least():
     settings = config(buckets=((48, 64), (64, 48), (48, 48)), short_sides=(48,))
     shapes = [(30, 40), (40, 30), (40, 40), (30, 90), (90, 30)]
     records = tuple(record(i, *shape) for i, shape in enumerate(shapes))
-    members = pipeline.bucket_members(Dataset(CATEGORIES, records), settings, keep_empty=True)
+    members = pipeline.bucket_members(Dataset(CATEGORIES, records), settings, 48, keep_empty=True)
     assert [indices.tolist() for indices in members] == [[0, 3], [1, 4], [2]]
 
 
@@ -251,3 +251,11 @@ def test_what_cannot_work_is_said_at_once():
         pipeline.train_loader(dataset(), config(mask_size=28), 0, 1)
     with pytest.raises(UserError, match="keypoints"):
         pipeline.train_loader(Dataset((CATEGORIES[1],), dataset().records), config(), 0, 1)
+
+
+def test_too_little_shared_memory_is_said_before_a_worker_dies(monkeypatch):
+    usage = pipeline.shutil.disk_usage("/")._replace(free=1000)
+    monkeypatch.setattr(pipeline.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(pipeline.Path, "is_dir", lambda self: True)
+    with pytest.raises(UserError, match="shm"):
+        pipeline.train_loader(dataset(), config(num_workers=2), 0, 4)

@@ -26,11 +26,11 @@ def ground_truth(example: transforms.Example, max_objects: int, mask_size: int) 
 
     masks = has_mask = None
     if mask_size:
-        bitmaps = np.zeros((max_objects, mask_size, mask_size), bool)
-        for slot, row in enumerate(rows.tolist()):
+        bitmaps = np.zeros((len(example.boxes), mask_size, mask_size), bool)
+        for row in rows.tolist():
             if example.segmentations[row] is not None and not example.crowd[row]:
-                bitmaps[slot] = transforms.object_mask(example, row, mask_size)
-        masks, has_mask = np.packbits(bitmaps, axis=-1), bitmaps.any(axis=(1, 2))
+                bitmaps[row] = transforms.object_mask(example, row, mask_size)
+        masks, has_mask = padded(np.packbits(bitmaps, axis=-1)), padded(bitmaps.any(axis=(1, 2)))
     truth = GroundTruth(
         boxes=padded(example.boxes),
         classes=padded(example.classes.astype(np.int32)),

@@ -9,8 +9,10 @@ bucket. Where its resized shape exceeds that bucket it is shrunk further until i
 """
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import grain
@@ -98,7 +100,9 @@ class _Reader:
     preprocess: ConfigDict
     # This host's rows of the global batch.
     rows: slice
-    num_keypoints: int
+    # Of the images to evaluate; those to train on take one of `data.short_sides`.
+    short_side: int = 0
+    num_keypoints: int = 0
 
     def train(self, step: int) -> Batch:
         """Global batch `step`, augmented and with ground truth."""
@@ -126,21 +130,20 @@ class _Reader:
         for index, _ in draw.images[self.rows]:
             record = self.dataset.records[index]
             example = transforms.load_example(record)
-            examples.append(self._resize(example, max(self.data.short_sides), shape))
+            examples.append(self._resize(example, self.short_side, shape))
             ids.append(record.image_id)
         return collate(examples, ids, shape, self.rows.stop - self.rows.start)
 
     def _augment(
         self, example: transforms.Example, rng: np.random.Generator, shape: tuple[int, int]
     ) -> transforms.Example:
-        if self.data.jitter is None:
-            example = self._resize(example, int(rng.choice(self.data.short_sides)), shape)
-        else:
-            interpolation = self.preprocess.interpolation
-            example = transforms.large_scale_jitter(example, rng, shape, tuple(self.data.jitter), interpolation)
+        # Most images are enlarged, so it is cheaper to flip them first.
         if rng.random() < self.data.flip:
             example = transforms.flip_horizontal(example)
-        return example
+        if self.data.jitter is None:
+            return self._resize(example, int(rng.choice(self.data.short_sides)), shape)
+        scales, interpolation = tuple(self.data.jitter), self.preprocess.interpolation
+        return transforms.large_scale_jitter(example, rng, shape, scales, interpolation)
 
     def _resize(self, example: transforms.Example, short: int, shape: tuple[int, int]) -> transforms.Example:
         size = transforms.resized_shape(*example.image.shape[:2], short, self.data.max_size, self.preprocess.rounding)
@@ -172,27 +175,28 @@ def train_loader(
         UserError: no image is left to train on, or the batch does not divide over the hosts; later, from the loader:
             an image cannot be read.
     """
-    members = bucket_members(dataset, config, keep_empty=config.data.get("keep_empty", False))
+    members = bucket_members(dataset, config, max(config.data.short_sides), config.data.keep_empty)
     if not any(len(indices) for indices in members):
         raise UserError(
             f"data set {dataset.name!r} has no image with an object to train on; check the annotations, "
-            "or set data.keep_empty=True to train on images without objects"
+            "or set config.data.keep_empty=True to train on images without objects"
         )
     num_keypoints = 0
-    if config.data.get("keypoints", False):
+    if config.data.keypoints:
         num_keypoints = max((len(category.keypoints) for category in dataset.categories), default=0)
         if not num_keypoints:
             raise UserError(
-                f"data.keypoints is set but no category of data set {dataset.name!r} has keypoints; "
-                "use a keypoint annotation file or set data.keypoints=False"
+                f"config.data.keypoints is set but no category of data set {dataset.name!r} has keypoints; "
+                "use a keypoint annotation file or set config.data.keypoints=False"
             )
     if config.data.mask_size % 8:
         raise UserError(
-            f"data.mask_size={config.data.mask_size}: eight pixels are packed in a byte; use a multiple of 8"
+            f"config.data.mask_size={config.data.mask_size}: eight pixels are packed in a byte; use a multiple of 8"
         )
     plan = sampling.TrainPlan(members, batch_size, seed)
     rows = _rows(batch_size, process_index, process_count)
-    reader = _Reader(dataset, plan, config.data, config.model.preprocess, rows, num_keypoints)
+    _check_shared_memory(config.data, rows)
+    reader = _Reader(dataset, plan, config.data, config.model.preprocess, rows, num_keypoints=num_keypoints)
     num_images = sum(len(indices) for indices in members)
     num_skipped = len(dataset.records) - num_images
     return Loader(reader.train, _ENDLESS, num_images, num_skipped, config.data.num_workers, start_step)
@@ -201,25 +205,27 @@ def train_loader(
 def eval_loader(
     dataset: Dataset, config: ConfigDict, batch_size: int, process_index: int = 0, process_count: int = 1
 ) -> Loader:
-    """Every image once, in a fixed order, at the largest of `config.data.short_sides`; without ground truth.
+    """Every image once, in a fixed order, with its short side at `config.eval.short_side`; without ground truth.
 
     Arguments as for `train_loader`. All hosts see the same number of batches; the last of a bucket is filled up with
-    images that are not valid.
+    images that are not valid. The long side's limit, the buckets and the workers are `config.data`'s.
 
     Raises:
         UserError: the batch does not divide over the hosts; later, from the loader: an image cannot be read.
     """
-    plan = sampling.EvalPlan(bucket_members(dataset, config, keep_empty=True), batch_size)
+    short_side = config.eval.short_side
+    plan = sampling.EvalPlan(bucket_members(dataset, config, short_side, keep_empty=True), batch_size)
     rows = _rows(batch_size, process_index, process_count)
-    reader = _Reader(dataset, plan, config.data, config.model.preprocess, rows, num_keypoints=0)
-    return Loader(reader.evaluate, len(plan), len(dataset.records), num_workers=config.eval.get("num_workers", 0))
+    _check_shared_memory(config.data, rows)
+    reader = _Reader(dataset, plan, config.data, config.model.preprocess, rows, short_side)
+    return Loader(reader.evaluate, len(plan), len(dataset.records), num_workers=config.data.num_workers)
 
 
-def bucket_members(dataset: Dataset, config: ConfigDict, keep_empty: bool) -> tuple[np.ndarray, ...]:
+def bucket_members(dataset: Dataset, config: ConfigDict, short_side: int, keep_empty: bool) -> tuple[np.ndarray, ...]:
     """The indices of the images of each bucket; with `keep_empty` False, only of images with an object to train on.
 
-    An image goes where the largest of `config.data.short_sides` shrinks least, then to the smallest such bucket, then
-    to the first. Every record is looked at, except where there is one bucket and nothing to leave out.
+    An image resized to `short_side` goes where it has to shrink least, then to the smallest such bucket, then to the
+    first. Every record is looked at, except where there is one bucket and nothing to leave out.
     """
     buckets = [tuple(bucket) for bucket in config.data.buckets]
     if len(buckets) == 1 and keep_empty:
@@ -230,11 +236,7 @@ def bucket_members(dataset: Dataset, config: ConfigDict, keep_empty: bool) -> tu
         if not keep_empty and record.crowd.all():
             continue
         height, width = transforms.resized_shape(
-            record.height,
-            record.width,
-            max(config.data.short_sides),
-            config.data.max_size,
-            config.model.preprocess.rounding,
+            record.height, record.width, short_side, config.data.max_size, config.model.preprocess.rounding
         )
         cost = [(max(height / h, width / w, 1.0), h * w) for h, w in buckets]
         members[cost.index(min(cost))].append(index)
@@ -251,6 +253,21 @@ def _rows(batch_size: int, process_index: int, process_count: int) -> slice:
         raise UserError(f"a batch of {batch_size} does not divide over {process_count} hosts; use a multiple")
     local = batch_size // process_count
     return slice(process_index * local, (process_index + 1) * local)
+
+
+def _check_shared_memory(data: ConfigDict, rows: slice) -> None:
+    """Workers hand batches over in /dev/shm, and a worker that finds it full dies of SIGBUS without a word."""
+    memory = Path("/dev/shm")
+    if not data.num_workers or not memory.is_dir():
+        return
+    batch = (rows.stop - rows.start) * max(height * width for height, width in data.buckets) * 3
+    # One waiting and one in the making for each worker, and those that the main process holds.
+    needed, free = batch * (2 * data.num_workers + _AHEAD), shutil.disk_usage(memory).free
+    if needed > free:
+        raise UserError(
+            f"config.data.num_workers={data.num_workers} needs {needed / 2**20:.0f} MiB of shared memory and /dev/shm "
+            f"has {free / 2**20:.0f}; set config.data.num_workers=0 or enlarge it (docker run --shm-size)"
+        )
 
 
 def _single_threaded(worker_index: int, worker_count: int) -> None:
