@@ -35,7 +35,7 @@ prepare() {
   # With dev, all that a plain install needs is there too.
   if ! grep -sqxF -e "[dev] $state" -e "[$extras] $state" "$stamp"; then
     echo "installing into .venv: mrcnn_jax${extras:+[$extras]}"
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".${extras:+[$extras]}"
+    .venv/bin/python -m pip install -qq --disable-pip-version-check --editable ".${extras:+[$extras]}"
     echo "[$extras] $state" >>"$stamp"
   fi
 

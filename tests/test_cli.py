@@ -1,15 +1,20 @@
 """The `mrcnn` command: quick help, one clear line for every mistake, arguments handed on as they are."""
 
 import errno
+import json
 import subprocess
 import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from ml_collections import ConfigDict
+from PIL import Image
 
 from mrcnn_jax import cli
+from mrcnn_jax.commands import check as check_command
 from mrcnn_jax.config_files import load_config
 from mrcnn_jax.errors import UserError
 
@@ -39,8 +44,13 @@ def experiment(tmp_path) -> Path:
 def calls(monkeypatch) -> dict:
     """Replaces every command's handler; the arguments it got are kept under its name."""
     got = {}
+
+    def keep(name, arguments):
+        got[name] = arguments
+        return 0
+
     for name in ("demo", "check", "train", "evaluate", "predict", "score"):
-        handler = SimpleNamespace(run=lambda *arguments, name=name: got.__setitem__(name, arguments))
+        handler = SimpleNamespace(run=lambda *arguments, name=name: keep(name, arguments))
         monkeypatch.setitem(sys.modules, f"mrcnn_jax.commands.{name}", handler)
     return got
 
@@ -81,16 +91,16 @@ def test_train_gets_the_config_with_its_mode_and_overrides(experiment, calls, tm
 
 
 def test_each_command_hands_on_its_arguments(experiment, calls):
-    cli.main(["score", "--gt=a.json", "--dt=b.json", "--type=segm"])
+    assert cli.main(["score", "--gt=a.json", "--dt=b.json", "--type=segm"]) == 0
     assert calls["score"] == (Path("a.json"), Path("b.json"), "segm", "hotcoco")
-    cli.main(["predict", "--checkpoint=run", "a.jpg", "b.jpg", "--out=out", "--threshold=0.3"])
+    assert cli.main(["predict", "--checkpoint=run", "a.jpg", "b.jpg", "--out=out", "--threshold=0.3"]) == 0
     assert calls["predict"] == (Path("run"), ["a.jpg", "b.jpg"], Path("out"), 0.3)
-    cli.main(["eval", "--workdir=run", "--json=figures.json"])
+    assert cli.main(["eval", "--workdir=run", "--json=figures.json"]) == 0
     assert calls["evaluate"] == (None, Path("run"), None, Path("figures.json"))
-    cli.main(["demo", f"--config={experiment}"])
+    assert cli.main(["demo", f"--config={experiment}"]) == 0
     assert calls["demo"][0].name == "tiny"
     assert calls["demo"][1] == Path("runs/demo")
-    cli.main(["check", "--images=images", "--annotations=a.json"])
+    assert cli.main(["check", "--images=images", "--annotations=a.json"]) == 0
     assert calls["check"] == (None, Path("images"), Path("a.json"), None)
 
 
@@ -222,3 +232,38 @@ def test_a_reader_that_leaves_is_no_error():
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait() == 0
+
+
+def test_check_reads_both_sets_of_a_config_and_tells_of_a_picture_in_both(tmp_path, capsys):
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        Image.fromarray(np.full((8, 8, 3), 9, np.uint8)).save(tmp_path / split / "a.png")
+        boxes = [{"id": 1, "image_id": 1, "category_id": 3, "bbox": [1, 1, 4, 4], "area": 16, "iscrowd": 0}]
+        images = [{"id": 1, "file_name": "a.png", "width": 8, "height": 8}]
+        content = {"images": images, "annotations": boxes, "categories": [{"id": 3, "name": "dot"}]}
+        (tmp_path / f"{split}.json").write_text(json.dumps(content))
+    paths = {f"{split}_{what}": f"{split}{end}" for split in ("train", "val") for what, end in
+             (("images", ""), ("annotations", ".json"))}  # fmt: skip
+    config = ConfigDict({"data": {"kind": "coco", "root": str(tmp_path), **paths}})
+    assert check_command.run(config, None, None, tmp_path / "findings.json") == 0
+    assert "1 pictures are in train and in val" in capsys.readouterr().out
+    assert set(json.loads((tmp_path / "findings.json").read_text())) == {"train", "val"}
+    (tmp_path / "val" / "a.png").write_bytes(b"")
+    assert check_command.run(config, None, None, None) == 1
+    with pytest.raises(UserError, match=r"config\.data\.kind='shapes' has no files"):
+        check_command.run(ConfigDict({"data": {"kind": "shapes"}}), None, None, None)
+
+
+def test_score_prints_json(tmp_path, capsys):
+    truth = {
+        "images": [{"id": 1, "width": 8, "height": 8}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 3, "bbox": [1, 1, 4, 4], "area": 16, "iscrowd": 0}],
+        "categories": [{"id": 3, "name": "dot"}],
+    }
+    (tmp_path / "gt.json").write_text(json.dumps(truth))
+    found = [{"image_id": 1, "category_id": 3, "bbox": [1, 1, 4, 4], "score": 0.9}]
+    (tmp_path / "dt.json").write_text(json.dumps(found))
+    assert cli.main(["score", f"--gt={tmp_path / 'gt.json'}", f"--dt={tmp_path / 'dt.json'}"]) == 0
+    assert json.loads(capsys.readouterr().out)["figures"]["AP"] == pytest.approx(1.0)
+    assert cli.main(["score", "--gt=missing.json", "--dt=missing.json"]) == 2
+    assert "missing.json" in capsys.readouterr().err

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from mrcnn_jax.data import coco
 from mrcnn_jax.data.check import check
+from mrcnn_jax.data.sources import coco_paths
 from mrcnn_jax.errors import UserError
 
 
@@ -15,29 +15,22 @@ def run(config: ConfigDict | None, images: Path | None, annotations: Path | None
     if images is not None and annotations is not None:
         parts = {annotations.name: (images, annotations)}
     elif config is not None:
-        parts = {split: _paths(config, split) for split in ("train", "val")}
+        if config.data.kind != "coco":
+            raise UserError(
+                f"config.data.kind='{config.data.kind}' has no files to check: 'coco' has a folder and a JSON"
+            )
+        parts = {split: coco_paths(config, split) for split in ("train", "val")}
     else:
         raise UserError("nothing to check: give --images and --annotations, or --config")
-    findings = {}
-    errors = 0
+    results = {}
     for name, (folder, file) in parts.items():
-        result = check(folder, file)
-        print("\n".join([f"{name}: {file}", *result.lines()]))
-        findings[name] = result.to_json()
-        errors += len(result.errors)
+        results[name] = check(folder, file)
+        print("\n".join([f"{name}: {file}", *results[name].lines()]))
+    if len(results) == 2 and (shared := results["train"].shared_pictures(results["val"])):
+        print(
+            f"warning: {len(shared)} pictures are in train and in val, which flatters figures: {', '.join(shared[:5])}"
+        )
     if json_path is not None:
+        findings = {name: result.to_json() for name, result in results.items()}
         json_path.write_text(json.dumps(findings, indent=2) + "\n", encoding="utf-8")
-    return 1 if errors else 0
-
-
-def _paths(config: ConfigDict, split: str) -> tuple[Path, Path]:
-    data = config.data
-    if data.kind != "coco":
-        raise UserError(f"config.data.kind='{data.kind}' has no files to check: only 'coco' has a folder and a JSON")
-    if not data.root:
-        raise UserError("config.data.root is empty: pass --config.data.root=DIR")
-    root = Path(data.root).expanduser()
-    images, annotations = data[f"{split}_images"], data[f"{split}_annotations"]
-    if not annotations:
-        images, annotations = coco.find(root, split)
-    return root / images, root / annotations
+    return 1 if any(result.errors for result in results.values()) else 0
