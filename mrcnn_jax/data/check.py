@@ -138,11 +138,7 @@ def _look(record: Record, decode: bool) -> tuple[str, str, str]:
         return "", "image that cannot be read, is cut short or too large; fetch it again or remove it", "error"
     annotated = (record.height, record.width)
     if annotated not in (upright, stored):
-        return (
-            digest,
-            "image whose size is not the annotated width and height; use the images that were annotated",
-            "error",
-        )
+        return digest, "image whose size is not the annotated one; use the images that were annotated", "error"
     if upright == stored:
         return digest, "", ""
     if annotated == upright:
