@@ -159,8 +159,8 @@ def _target(
         points = annotation.get("keypoints") or [0] * num_points
         if len(points) % 3 or len(points) != num_points:
             raise UserError(
-                f"{where}: {len(points)} keypoint numbers, others have {num_points}: give x, y, visibility for each point, "
-                "and score one skeleton at a time"
+                f"{where}: {len(points)} keypoint numbers, others have {num_points}: "
+                "give x, y, visibility for each point of one skeleton"
             )
         labelled = sum(v > 0 for v in points[2::3])
         target |= {"keypoints": list(points), "num_keypoints": int(annotation.get("num_keypoints", labelled))}

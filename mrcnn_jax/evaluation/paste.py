@@ -81,7 +81,7 @@ def encode_window(window: Bool[np.ndarray, "wh ww"], y0: int, x0: int, height: i
     return {"size": [height, width], "counts": _compress(counts[:-1] if counts[-1] == 0 else counts)}
 
 
-def _whole(low: float, high: float, size: int) -> tuple[int, int]:
+def _whole(low: np.float32, high: np.float32, size: int) -> tuple[int, int]:
     """The pixels of 0..size that [low, high] touches."""
     return max(int(np.floor(low)), 0), min(int(np.ceil(high)), size)
 
@@ -89,7 +89,7 @@ def _whole(low: float, high: float, size: int) -> tuple[int, int]:
 def _fading_weights(first: int, last: int, low: np.float32, high: np.float32, m: int) -> Float[np.ndarray, "pixels m"]:
     """What each pixel takes from each of m samples over [low, high]: linear, zero beyond the outer samples."""
     one, two = np.float32(1), np.float32(2)
-    # In the order of operations, and in the float32, of the library: a pixel at exactly the threshold falls the same way.
+    # The library's order of operations in its float32, so that a pixel right at the threshold falls the same way.
     grid = (np.arange(first, last, dtype=np.float32) + np.float32(0.5) - low) / (high - low) * two - one
     at = ((grid + one) * np.float32(m) - one) / two
     return np.maximum(one - np.abs(at[:, None] - np.arange(m, dtype=np.float32)), np.float32(0))
