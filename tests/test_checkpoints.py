@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from mrcnn_jax.checkpoints import metadata as meta
 from mrcnn_jax.checkpoints.state import Checkpoints, load_params, save_params
+from mrcnn_jax.data.dataset import Category
 from mrcnn_jax.errors import UserError
 
 
@@ -25,15 +26,6 @@ class State:
     batch_stats: dict
     opt_state: optax.OptState
     ema: dict | None = None
-
-
-@struct.dataclass
-class Category:
-    id: int
-    name: str
-    keypoints: tuple = ()
-    flip: tuple = ()
-    skeleton: tuple = ()
 
 
 OPTIMIZER = optax.adamw(1e-3)
@@ -248,6 +240,7 @@ def test_params_are_read_from_a_run_a_step_and_an_export(tmp_path):
     assert metadata["categories"][0] == {
         "id": 7, "name": "cat", "keypoints": ["nose", "tail"], "flip": [0, 1], "skeleton": [[0, 1]]
     }  # fmt: skip
+    assert meta.categories_from(metadata) == CATEGORIES
     with pytest.raises(UserError, match="exists already"):
         save_params(tmp_path / "export", params, batch_stats, metadata)
     with pytest.raises(UserError, match="holds no checkpoint"):

@@ -48,6 +48,17 @@ def test_a_number_comes_back_to_the_last_digit(tmp_path):
     assert float(rows(tmp_path)[0]["x"]) == 1 / 3
 
 
+def test_the_last_value_is_known_to_a_later_process(tmp_path):
+    writer = MetricsWriter(tmp_path)
+    assert writer.last("loss") == 0
+    writer.write(10, {"loss": 3, "box/AP": 0.5})
+    writer.write(20, {"loss": 2})
+    writer.close()
+    writer = MetricsWriter(tmp_path, step=20)
+    assert (writer.last("loss"), writer.last("box/AP"), writer.last("nothing")) == (2, 0.5, 0)
+    writer.close()
+
+
 def test_resuming_cuts_what_came_after_the_restored_step(tmp_path):
     writer = MetricsWriter(tmp_path)
     for step in (10, 20, 30):
