@@ -193,6 +193,7 @@ def test_rates():
         ("max_size", (8, 8)),
         ("scale", (0.5, 0.1)),
         ("noise", 200),
+        ("crowd_rate", 1.5),
     ],
 )
 def test_bad_arguments_are_named(name, value):

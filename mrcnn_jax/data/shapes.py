@@ -201,7 +201,10 @@ def load(
         UserError: an argument is out of its range.
     """
     max_size = max_size or size
-    checks = {
+    records = DrawnRecords(
+        split, num_images, seed, size, max_size, max_objects, scale, contrast, clutter, noise, empty_rate, crowd_rate
+    )
+    in_range = {
         "split": split in SPLITS,
         "num_images": num_images >= 0,
         "seed": seed >= 0,
@@ -212,21 +215,20 @@ def load(
         "contrast": contrast >= 1,
         "clutter": clutter >= 0,
         "noise": 0 <= noise <= 127,
+        "empty_rate": 0 <= empty_rate <= 1,
+        "crowd_rate": 0 <= crowd_rate <= 1,
     }
-    given = locals()
-    for name, good in checks.items():
+    for name, good in in_range.items():
         if not good:
-            raise UserError(f"drawn shapes: {name}={given[name]!r} is out of range; see mrcnn_jax.data.shapes.load")
-    records = DrawnRecords(
-        split, num_images, seed, size, max_size, max_objects, scale, contrast, clutter, noise, empty_rate, crowd_rate
-    )
+            value = getattr(records, name)
+            raise UserError(f"drawn shapes: {name}={value!r} is out of range; see mrcnn_jax.data.shapes.load")
     return Dataset(categories=CATEGORIES, records=records, name=f"shapes_{split}")
 
 
 def write_coco(dataset: Dataset, out_dir: str | Path, split: str) -> None:
     """Writes any data set as a COCO folder: `{split}/*.png` and `annotations/instances_{split}.json`.
 
-    Keypoints go into the same file. Images are written as PNG, whatever they were, so that their pixels stay the same.
+    Keypoints go into the same file. Whatever an image was, it becomes a PNG named by its id, with the same pixels.
 
     Raises:
         UserError: an image cannot be read, or not be written.
@@ -234,8 +236,10 @@ def write_coco(dataset: Dataset, out_dir: str | Path, split: str) -> None:
     out_dir = Path(out_dir)
     (out_dir / split).mkdir(parents=True, exist_ok=True)
     (out_dir / "annotations").mkdir(exist_ok=True)
-    for record in dataset.records:
-        path = out_dir / split / record.file_name
+    coco = dataset.to_coco()
+    for entry, record in zip(coco["images"], dataset.records, strict=True):
+        entry["file_name"] = f"{record.image_id:012d}.png"
+        path = out_dir / split / entry["file_name"]
         if not cv2.imwrite(str(path), cv2.cvtColor(record.image(), cv2.COLOR_RGB2BGR)):
             raise UserError(f"{path}: the image could not be written; is there space, and may this folder be written?")
-    (out_dir / "annotations" / f"instances_{split}.json").write_text(json.dumps(dataset.to_coco()))
+    (out_dir / "annotations" / f"instances_{split}.json").write_text(json.dumps(coco))

@@ -177,7 +177,9 @@ class TfdsRecords(Sequence[Record]):
     @cached_property
     def _source(self):
         builder = tfds.builder_from_directory(self.directory)
-        return builder.as_data_source(self.split, decoders={"image": tfds.decode.SkipDecoding()})
+        decoders = {"image": tfds.decode.SkipDecoding()}
+        # TFDS's decorator hides the signature from the type checker.
+        return builder.as_data_source(split=self.split, decoders=decoders)  # pyright: ignore[reportCallIssue]
 
     def __len__(self) -> int:
         return len(self._source)
@@ -252,13 +254,14 @@ def load(data_dir: str | Path, split: str) -> Dataset:
         raise UserError(f"{data_dir}: there is {have} here; give the folder that holds one dataset_info.json")
     [directory] = found
     builder = tfds.builder_from_directory(directory)
-    if "categories" not in (builder.info.metadata or {}):
+    metadata = builder.info.metadata or {}
+    if "categories" not in metadata:
         raise UserError(
             f"{directory}: this TFDS data set has no instances; write it with mrcnn_jax.data.tfds_builders.write"
         )
     if split.split("[")[0] not in builder.info.splits:
         raise UserError(f"{directory}: there is no split '{split}', only {', '.join(builder.info.splits)}")
-    categories = _categories(builder.info.metadata["categories"])
+    categories = _categories(metadata["categories"])
     return Dataset(categories, TfdsRecords(directory, split, _num_keypoints(categories)), builder.info.full_name)
 
 
