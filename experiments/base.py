@@ -19,8 +19,8 @@ def experiment(name: str, model: ConfigDict) -> ConfigDict:
         # Relative to root; left empty, they are looked for.
         "train_images": "", "train_annotations": "", "val_images": "", "val_annotations": "",
         "short_sides": SHORT_SIDES, "max_size": 1333, "buckets": ((800, 1344), (1344, 800)), "flip": 0.5,
-        # Large-scale jitter: (smallest, largest) scale of a square bucket; () is none.
-        "jitter": (),
+        # Large-scale jitter: (smallest, largest) scale of a square bucket; None is none.
+        "jitter": None,
         "max_objects": 100, "mask_size": 112, "keypoints": False, "keep_empty": False, "num_workers": 4,
         # Only for 'shapes'.
         "num_train": 10_000, "num_val": 400, "size": (128, 128),
@@ -67,7 +67,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.name += "_smoke"
     config.data.update({
         "kind": "shapes", "num_train": 8, "num_val": 4, "size": (128, 128), "short_sides": (128,), "max_size": 128,
-        "buckets": ((128, 128),), "jitter": (), "max_objects": 16, "num_workers": 0,
+        "buckets": ((128, 128),), "jitter": None, "max_objects": 16, "num_workers": 0,
     })  # fmt: skip
     config.model.rpn.update({"pre_nms": (200, 100), "post_nms": (100, 50)})
     config.model.roi.num_samples = 32

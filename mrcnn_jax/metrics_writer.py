@@ -50,6 +50,11 @@ class MetricsWriter:
             self._event(step, summary=scalar(name, float(value)))
         self._events.flush()
 
+    def last(self, name: str) -> float:
+        """The newest value of a metric that was written, by this process or an earlier one; 0 if there is none."""
+        _, rows = self._read()
+        return next((float(row[name]) for row in reversed(rows) if row.get(name)), 0.0)
+
     def close(self) -> None:
         """Closes the event file."""
         self._events.close()

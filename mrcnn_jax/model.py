@@ -12,6 +12,8 @@ import numpy as np
 from jax import Array
 from ml_collections import ConfigDict
 
+from mrcnn_jax.checkpoints.metadata import categories_from, config_from_dict
+from mrcnn_jax.checkpoints.state import load_params
 from mrcnn_jax.data import images as image_files
 from mrcnn_jax.data.dataset import Category
 from mrcnn_jax.data.transforms import resize, resized_shape
@@ -85,7 +87,7 @@ class Model:
         if self.params is None:
             raise UserError("this model has no weights: use mrcnn_jax.load(path), or set model.params")
         if proposals is not None:
-            raise UserError(f"{self.config.get('name', 'this model')} finds its own proposals: leave `proposals` out")
+            raise UserError("this model finds its own proposals: leave `proposals` out")
         short = min_size or self.config.preprocess.short_side
         long = max_size or self.config.preprocess.max_size
         arrays = [_array(image, i) for i, image in enumerate(images)]
@@ -149,15 +151,14 @@ def load(path: str | Path, overrides: dict[str, Any] | None = None) -> Model:
 
     `overrides` maps dotted keys of the model config to values, e.g. {"box.score_threshold": 0.5}.
     """
-    from mrcnn_jax.checkpoints.state import load_params
-
     params, batch_stats, metadata = load_params(Path(path))
-    config, categories = zoo.from_metadata(metadata)
+    config = config_from_dict(metadata["config"]).model
     for key, value in (overrides or {}).items():
         try:
             config.update_from_flattened_dict({key: value})
         except (KeyError, TypeError) as error:
             raise UserError(f"overrides: {key}={value!r} does not fit the model's config: {error}") from None
+    categories = categories_from(metadata)
     return Model(config, categories, jax.tree.map(jnp.asarray, {"params": params, "batch_stats": batch_stats}))
 
 

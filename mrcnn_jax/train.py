@@ -26,7 +26,7 @@ from mrcnn_jax.train_step import init_state, make_train_step
 
 
 def train(config: ConfigDict, workdir: Path, *, log: Callable[[str], None] = print) -> dict[str, float]:
-    """Train until `config.train.steps`, going on from the newest checkpoint in `workdir`. Returns the last figures.
+    """Train until `config.train.steps`, going on from the newest checkpoint in `workdir`. Returns the last figures, and the `minutes` of training.
 
     Raises `UserError` where the config, the data or the loss makes it impossible to go on; what was saved stays.
     """
@@ -34,13 +34,13 @@ def train(config: ConfigDict, workdir: Path, *, log: Callable[[str], None] = pri
     distributed.check_batch_size(config.train.batch_size, mesh, config.train.accumulate)
 
     train_data, val_data = _data(config, log)
-    config = _with_classes(config, train_data)
+    config = _resolved(config, train_data)
 
     model = zoo.build(config.model, distributed.AXIS)
     variables, report = initial_variables(model, config)
     for line in (*report, parameter_table(variables["params"])):
         log(line)
-    tx, rate = optimizer(config, variables["params"], zoo.frozen_prefixes(config.model))
+    tx, rate = optimizer(config, variables["params"])
     state = init_state(variables, tx, ema=config.train.ema > 0)
 
     metadata = describe(config, train_data.categories)
@@ -81,7 +81,7 @@ def train(config: ConfigDict, workdir: Path, *, log: Callable[[str], None] = pri
         )
 
     total, figures = config.train.steps, {}
-    window = _Window(config.train.batch_size)
+    window = _Window(config.train.batch_size, minutes=writer.last("minutes"))
     with Progress("train", total, start) as progress:
         for done, batch in zip(range(start + 1, total + 1), loader(start), strict=False):
             state, metrics = step_fn(state, distributed.shard(batch, mesh))
@@ -105,9 +105,12 @@ def train(config: ConfigDict, workdir: Path, *, log: Callable[[str], None] = pri
                 window.restart()
             if evaluate_now or save_now:
                 checkpoints.save(done, state, {"step": done}, figures if evaluate_now else None)
+    if not figures:
+        figures = headline(evaluator(state.evaluated(), workdir))
     checkpoints.close()
+    minutes = writer.last("minutes")
     writer.close()
-    return figures
+    return figures | {"minutes": minutes}
 
 
 def _data(config: ConfigDict, log: Callable[[str], None]) -> tuple[Dataset, Dataset]:
@@ -118,30 +121,34 @@ def _data(config: ConfigDict, log: Callable[[str], None]) -> tuple[Dataset, Data
     return train_data, val_data
 
 
-def _with_classes(config: ConfigDict, dataset: Dataset) -> ConfigDict:
-    """The config with the data set's own class count."""
+def _resolved(config: ConfigDict, dataset: Dataset) -> ConfigDict:
+    """The config with the data set's own class count, and with the frozen stages left out of the optimiser."""
     config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.model.num_classes = dataset.num_classes
-    return config.lock()
+    config.model.num_classes = dataset.num_classes
+    config.optimizer.freeze = (*config.optimizer.freeze, *zoo.frozen_prefixes(config.model))
+    return config
 
 
 class _Window:
-    """Metrics since the last log, fetched from the device only when they are read."""
+    """Metrics since the last log, fetched from the device only when they are read, and the time that training took."""
 
-    def __init__(self, batch_size: int):
-        self._batch_size = batch_size
+    def __init__(self, batch_size: int, minutes: float):
+        self._batch_size, self._minutes = batch_size, minutes
+        self._metrics: list[dict] = []
         self.restart()
 
     def restart(self) -> None:
-        self._metrics, self._since = [], time.perf_counter()
+        """Start the clock: what came since the last `close` was not training."""
+        self._since = time.perf_counter()
 
     def add(self, metrics: dict) -> None:
         self._metrics.append(metrics)
 
     def close(self) -> dict[str, float]:
-        rows = jax.device_get(self._metrics)
-        means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-        means["images_per_second"] = self._batch_size * len(rows) / (time.perf_counter() - self._since)
+        """Means over the window; `minutes` counts all of the run's training, without evaluation."""
+        rows, self._metrics = jax.device_get(self._metrics), []
+        seconds = time.perf_counter() - self._since
+        self._minutes += seconds / 60
         self.restart()
-        return means
+        means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+        return means | {"images_per_second": self._batch_size * len(rows) / seconds, "minutes": self._minutes}

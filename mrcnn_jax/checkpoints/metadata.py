@@ -10,6 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mrcnn_jax import __version__
+from mrcnn_jax.data.dataset import Category
 from mrcnn_jax.errors import UserError
 
 # A run may be resumed with other values of these: where its data lies, how long it goes on, what is reported and kept.
@@ -35,12 +36,12 @@ def config_from_dict(values: Mapping[str, Any]) -> ConfigDict:
     return ConfigDict(_from_json(values))
 
 
-def describe(config: ConfigDict, categories: Iterable[Any]) -> dict[str, Any]:
+def describe(config: ConfigDict, categories: Iterable[Category]) -> dict[str, Any]:
     """The metadata of a run: all that turns its arrays into detections of named classes.
 
     Args:
         config: the run's whole config; `config.model` holds the preprocessing that the weights expect.
-        categories: `mrcnn_jax.data.dataset.Category` of each class, in the order of the class indices 1..k.
+        categories: one of each class, in the order of the class indices 1..k.
     """
     return {
         "format": 1,
@@ -57,6 +58,11 @@ def describe(config: ConfigDict, categories: Iterable[Any]) -> dict[str, Any]:
         ],
         "versions": {"mrcnn_jax": __version__, **{name: version(name) for name in ("jax", "flax", "numpy")}},
     }
+
+
+def categories_from(metadata: Mapping[str, Any]) -> tuple[Category, ...]:
+    """The categories that `describe` was given."""
+    return tuple(Category(**_from_json(category)) for category in metadata["categories"])
 
 
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:

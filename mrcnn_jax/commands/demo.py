@@ -1,9 +1,7 @@
 """`mrcnn demo`: train on drawn shapes, score, and draw what was found."""
 
-import csv
 from pathlib import Path
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from mrcnn_jax.commands import train
@@ -25,10 +23,11 @@ def run(config: ConfigDict, workdir: Path) -> None:
     for record, image, found in zip(records, images, model.predict(images), strict=True):
         pairs += [draw(image, truth(record), model.classes), draw(image, found, model.classes)]
     save(sheet(pairs, columns=6, captions=["annotated", "predicted"] * NUM_DRAWN), workdir / "predictions.png")
-    minutes = _training_minutes(workdir / "metrics.csv", config.train.batch_size)
-    num_images = len(dataset.records) if not config.eval.num_images else min(config.eval.num_images, len(dataset.records))
+    num_images = (
+        len(dataset.records) if not config.eval.num_images else min(config.eval.num_images, len(dataset.records))
+    )
     print(f"pictures: {workdir / 'predictions.png'} and {workdir / 'curves.png'}")
     print(
         f"demo: box AP {figures['box/AP']:.3f}  mask AP {figures['mask/AP']:.3f}  images {num_images}  "
-        f"training {minutes:.1f} min"
+        f"training {figures['minutes']:.1f} min"
     )

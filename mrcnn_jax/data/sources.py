@@ -22,17 +22,24 @@ def load(config: ConfigDict, split: str, categories: Sequence[Category] | None =
         return shapes.load(split, count, seed=config.seed, size=tuple(data.size)), []
     if data.kind not in ("coco", "tfds"):
         raise UserError(f"config.data.kind='{data.kind}' is not known: use 'coco', 'tfds' or 'shapes'")
-    if not data.root:
-        raise UserError(
-            "config.data.root is empty: pass --config.data.root=DIR, the folder that holds the images and annotations"
-        )
-    root = Path(data.root).expanduser()
-    if not root.is_dir():
-        raise UserError(f"config.data.root={data.root} is not a folder: pass --config.data.root=DIR")
     if data.kind == "tfds":
-        return tfds_builders.load(root, split), []
-    images, annotations = data[f"{split}_images"], data[f"{split}_annotations"]
-    if not annotations:
-        images, annotations = coco.find(root, split)
-    dataset, report = coco.load(root / images, root / annotations, categories)
+        return tfds_builders.load(_root(config), split), []
+    dataset, report = coco.load(*coco_paths(config, split), categories)
     return dataset, report.lines()
+
+
+def coco_paths(config: ConfigDict, split: str) -> tuple[Path, Path]:
+    """The images' folder and the annotation file of a split: as `config.data` names them, or looked for under its root."""
+    root, images, annotations = _root(config), config.data[f"{split}_images"], config.data[f"{split}_annotations"]
+    return (root / images, root / annotations) if annotations else coco.find(root, split)
+
+
+def _root(config: ConfigDict) -> Path:
+    if not config.data.root:
+        raise UserError(
+            "config.data.root is empty: pass --config.data.root=DIR, the folder of the images and annotations"
+        )
+    root = Path(config.data.root).expanduser()
+    if not root.is_dir():
+        raise UserError(f"config.data.root={config.data.root} is not a folder: pass --config.data.root=DIR")
+    return root

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from mrcnn_jax.ops import boxes as box_ops
 from mrcnn_jax.ops.losses import box_loss, softmax_cross_entropy
@@ -37,9 +37,11 @@ class BoxStage(nn.Module):
     num_candidates: int = 2000
     min_size: float = 0.0
 
-    def __call__(self, rois: Float[Array, "b r s s c"], train: bool) -> BoxOutput:
-        b, r = rois.shape[:2]
-        logits, deltas = self.predictor(self.head(rois.reshape(b * r, *rois.shape[2:]), train))
+    def __call__(self, rois: Float[Array, "b r s s c"], valid: Bool[Array, "b r"], train: bool) -> BoxOutput:
+        """Logits and deltas of pooled RoIs; `valid` tells a synchronised BatchNorm which of them exist."""
+        b, r = valid.shape
+        features = self.head(rois.reshape(b * r, *rois.shape[2:]), train, valid.reshape(-1))
+        logits, deltas = self.predictor(features)
         return BoxOutput(logits.reshape(b, r, -1), deltas.reshape(b, r, -1, 4))
 
     def losses(self, out: BoxOutput, samples: Samples, gt: GroundTruth) -> dict[str, tuple[Array, Array]]:

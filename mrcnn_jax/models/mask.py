@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from mrcnn_jax.ops.losses import mask_loss
 from mrcnn_jax.ops.masks import crop_targets, select_class
@@ -19,9 +19,12 @@ class MaskTask(nn.Module):
     # torchvision trains on soft targets, Detectron2 on bits.
     soft_targets: bool = False
 
-    def __call__(self, rois: Float[Array, "b r s s c"], train: bool) -> Float[Array, "b r m m k"]:
-        b, r = rois.shape[:2]
-        logits = self.head(rois.reshape(b * r, *rois.shape[2:]), train)
+    def __call__(
+        self, rois: Float[Array, "b r s s c"], valid: Bool[Array, "b r"], train: bool
+    ) -> Float[Array, "b r m m k"]:
+        """Mask logits of pooled RoIs; `valid` tells a synchronised BatchNorm which of them exist."""
+        b, r = valid.shape
+        logits = self.head(rois.reshape(b * r, *rois.shape[2:]), train, valid.reshape(-1))
         return logits.reshape(b, r, *logits.shape[1:])
 
     def losses(

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
-from mrcnn_jax.ops.roi_align import adaptive_taps, assign_levels, roi_align
+from mrcnn_jax.ops.roi_align import assign_levels, roi_align
 from mrcnn_jax.types import Pyramid
 
 
@@ -31,22 +31,16 @@ class Pooler:
             extents = [jnp.broadcast_to(jnp.array(m.shape[1:3], jnp.int32), (m.shape[0], 2)) for m in maps]
         extents = jnp.stack(extents, axis=1)
         boxes = jnp.where(valid[..., None], boxes, 0.0)
-        levels = jax.vmap(self._assign)(boxes)
-        strides = tuple(2**level for level in self.levels)
-        options = {"size": size, "sampling_ratio": self.sampling_ratio, "aligned": self.aligned}
+        strides = [2**level for level in self.levels]
 
-        def one_image(maps, extents, boxes, levels, limit):
-            return roi_align(maps, extents, strides, boxes, levels=levels, limit=limit, **options)
+        def one_image(maps, extents, boxes):
+            return roi_align(
+                maps, extents, strides, boxes, levels=self._assign(boxes), size=size,
+                sampling_ratio=self.sampling_ratio, aligned=self.aligned,
+            )  # fmt: skip
 
-        limit = None
-        if self.sampling_ratio == 0:
-            # The loop over taps runs as long as the batch's largest RoI needs: one count for all images.
-            limit = jnp.max(
-                jax.vmap(lambda b, n: adaptive_taps(b, n, strides, size=size, aligned=self.aligned))(boxes, levels)
-            )
-        return jax.vmap(one_image, (0, 0, 0, 0, None))(maps, extents, boxes, levels, limit)
+        return jax.vmap(one_image)(maps, extents, boxes)
 
-    def _assign(self, boxes: Float[Array, "r 4"]):
+    def _assign(self, boxes: Float[Array, "r 4"]) -> Int[Array, " r"]:
         low, high = self.levels[0], self.levels[-1]
-        levels = assign_levels(boxes, low, high, canonical_size=self.canonical_size, eps=self.level_eps)
-        return levels - low
+        return assign_levels(boxes, low, high, canonical_size=self.canonical_size, eps=self.level_eps) - low

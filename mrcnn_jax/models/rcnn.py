@@ -49,12 +49,12 @@ class RCNN(nn.Module):
         proposals = self.propose(pyramid, out, batch, train=True)
 
         samples = vmap(self.sample)(_per_image(roi_key, batch), proposals, batch.gt)
-        box = self.box(self.pooler(pyramid, samples.boxes, samples.valid, self.box.size), train=True)
+        box = self.read(self.box, pyramid, samples.boxes, samples.valid, train=True)
         losses |= vmap(self.box.losses)(box, samples, batch.gt)
 
         first = self.positives(samples)
         for task in self.tasks.values():
-            found = task(self.pooler(pyramid, first.boxes, first.positive, task.size), train=True)
+            found = self.read(task, pyramid, first.boxes, first.positive, train=True)
             losses |= vmap(task.losses)(found, first, batch.gt)
         return _over_images(losses, batch.valid), _over_images(
             vmap(_watch)(box.logits, samples, proposals), batch.valid
@@ -65,10 +65,10 @@ class RCNN(nn.Module):
         pyramid = self.features(batch, train=False)
         out = self.rpn(pyramid, batch.image.shape[1:3])
         proposals = self.propose(pyramid, out, batch, train=False)
-        box = self.box(self.pooler(pyramid, proposals.boxes, proposals.valid, self.box.size), train=False)
+        box = self.read(self.box, pyramid, proposals.boxes, proposals.valid, train=False)
         detections = vmap(self.box.detect)(box, proposals, batch.size.astype(jnp.float32))
         for task in self.tasks.values():
-            found = task(self.pooler(pyramid, detections.boxes, detections.valid, task.size), train=False)
+            found = self.read(task, pyramid, detections.boxes, detections.valid, train=False)
             detections = vmap(task.detect)(found, detections)
         return detections
 
@@ -87,6 +87,10 @@ class RCNN(nn.Module):
         size = batch.size.astype(jnp.float32)
         return vmap(lambda out, size: self.rpn.propose(out, size, sizes, train=train))(out, size)
 
+    def read(self, part: nn.Module, pyramid: Pyramid, boxes: Array, valid: Array, *, train: bool):
+        """What a head says of the RoIs of a batch."""
+        return part(self.pooler(pyramid, boxes, valid, part.size), valid, train)
+
     def sample(self, key: Array | None, proposals: Proposals, gt) -> Samples:
         """The RoIs of ONE image to train on, positives first."""
         return sample_rois(
@@ -103,7 +107,7 @@ class RCNN(nn.Module):
         self.rpn(pyramid, batch.image.shape[1:3])
         channels = pyramid[min(pyramid)][0].shape[-1]
         for part in (self.box, *self.tasks.values()):
-            part(jnp.zeros((1, 1, part.size, part.size, channels)), train=False)
+            part(jnp.zeros((1, 1, part.size, part.size, channels)), jnp.ones((1, 1), bool), train=False)
 
 
 def _per_image(key: Array | None, batch: Batch) -> Array | None:

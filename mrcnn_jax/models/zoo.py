@@ -29,8 +29,8 @@ def mask_rcnn(depth: int = 50) -> ConfigDict:
         "mean": (123.675, 116.28, 103.53), "std": (1.0, 1.0, 1.0), "bgr": True, "divisor": 32, "canvas": True,
     })  # fmt: skip
     config.backbone = ConfigDict({
-        "depth": depth, "width": 64, "norm": "frozen_bn", "norm_eps": 1e-5, "stride_in_1x1": depth > 34, "frozen_stages": 2,
-        "remat": False,
+        "depth": depth, "width": 64, "norm": "frozen_bn", "norm_eps": 1e-5, "stride_in_1x1": depth > 34,
+        "frozen_stages": 2, "zero_init_residual": False, "remat": False,
     })  # fmt: skip
     config.fpn = ConfigDict({"channels": 256, "norm": ""})
     config.rpn = ConfigDict({
@@ -111,16 +111,10 @@ def build(config: ConfigDict, axis_name: str | None = None) -> RCNN:
             mean=tuple(preprocess.mean), std=tuple(preprocess.std), bgr=preprocess.bgr, divisor=preprocess.divisor,
             canvas=preprocess.canvas, dtype=dtype,
         ),
-        backbone=ResNet(
-            depth=c.backbone.depth, width=c.backbone.width, norm=c.backbone.norm, norm_eps=c.backbone.norm_eps,
-            stride_in_1x1=c.backbone.stride_in_1x1, frozen_stages=c.backbone.frozen_stages, remat=c.backbone.remat, **common,
-        ),
+        backbone=ResNet(**c.backbone, **common),
         fpn=FPN(channels=c.fpn.channels, norm=c.fpn.norm or None, **common),
         rpn=RPN(
-            head=RPNHead(
-                channels=c.rpn.channels, num_convs=c.rpn.num_convs, num_anchors=len(c.rpn.ratios) * len(c.rpn.sizes[0]),
-                dtype=dtype,
-            ),
+            head=RPNHead(c.rpn.channels, c.rpn.num_convs, len(c.rpn.ratios) * len(c.rpn.sizes[0]), dtype),
             **{key: value for key, value in c.rpn.items() if key not in ("channels", "num_convs")},
         ),
         pooler=Pooler(
