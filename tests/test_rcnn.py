@@ -22,9 +22,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def variables(model):
-    variables = jax.jit(lambda key: model.init(key, tiny.batch(), method="touch"))(jax.random.key(0))
-    # Predictors start near zero: spread them, so that detections differ.
-    return jax.tree.map(lambda x: x * 8 if x.ndim == 2 else x, variables)
+    return tiny.variables(model)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +112,7 @@ def test_detections_do_not_depend_on_batch_or_bucket(detect, variables):
 
 def train_step_on(num_devices, model_config, batch, accumulate=1):
     model = zoo.build(model_config, distributed.AXIS)
-    variables = jax.jit(lambda key: model.init(key, tiny.batch(), method="touch"))(jax.random.key(0))
+    variables = tiny.variables(model)
     tx = optax.sgd(0.1, momentum=0.9)
     mesh = distributed.make_mesh(num_devices)
     step = make_train_step(model, tx, seed=0, accumulate=accumulate, axis_name=distributed.AXIS)

@@ -1,9 +1,11 @@
 """A model small enough to compile in seconds, and batches for it."""
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from mrcnn_jax.models import zoo
+from mrcnn_jax.models.rcnn import RCNN
 from mrcnn_jax.types import Batch, GroundTruth
 
 NUM_CLASSES = 3
@@ -24,6 +26,21 @@ def model_config() -> ConfigDict:
     config.box.update({"fc_dims": (16, 16), "num_candidates": 40, "max_detections": 10, "score_threshold": 0.0})
     config.mask.update({"num_convs": 1, "dim": 8})
     return config
+
+
+def variables(model: RCNN, seed: int = 0) -> dict:
+    """Random variables of the right shapes, without compiling `init`."""
+    rng = np.random.default_rng(seed)
+
+    def fill(path, x):
+        kind = path[-1].key
+        if kind in ("scale", "var"):
+            return rng.uniform(0.8, 1.2, x.shape).astype(np.float32)
+        spread = 1.4 / np.sqrt(max(np.prod(x.shape[:-1]), 1)) if kind == "kernel" else 0.1
+        return rng.normal(0, spread, x.shape).astype(np.float32)
+
+    shapes = jax.eval_shape(lambda key: model.init(key, batch(), method="touch"), jax.random.key(0))
+    return jax.tree_util.tree_map_with_path(fill, shapes)
 
 
 def ground_truth(rng: np.random.Generator, num_images: int, num_slots: int, num_objects: int, side: int) -> GroundTruth:

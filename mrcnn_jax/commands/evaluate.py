@@ -1,0 +1,47 @@
+"""`mrcnn eval`."""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from mrcnn_jax import distributed
+from mrcnn_jax.checkpoints.metadata import categories_from, config_from_dict
+from mrcnn_jax.checkpoints.state import load_params
+from mrcnn_jax.data import sources
+from mrcnn_jax.errors import UserError
+from mrcnn_jax.evaluation.results import write_json
+from mrcnn_jax.evaluation.run import Evaluator
+from mrcnn_jax.models import zoo
+
+
+def run(config: ConfigDict | None, workdir: Path | None, checkpoint: Path | None, json_path: Path | None) -> None:
+    """Score the weights in `checkpoint` (or the best of `workdir`) on the validation images of `config` (or of their own run).
+
+    The architecture and the preprocessing are always those that the weights came with.
+    """
+    path = checkpoint or workdir
+    params, batch_stats, metadata = load_params(path)
+    trained = config_from_dict(metadata["config"])
+    config = config or trained
+    with config.unlocked():
+        config.model = trained.model
+    categories = categories_from(metadata)
+    dataset, lines = sources.load(config, "val", categories)
+    print("\n".join(lines), end="\n" if lines else "")
+    if dataset.classes != tuple(category.name for category in categories):
+        raise UserError(
+            f"{path} knows the classes {_some(c.name for c in categories)}, the data set has {_some(dataset.classes)}: "
+            "score it on the classes that it was trained on"
+        )
+    mesh = distributed.make_mesh()
+    variables = distributed.replicate({"params": params, "batch_stats": batch_stats}, mesh)
+    metrics = Evaluator(zoo.build(config.model), dataset, config, mesh)(variables, out_dir=workdir)
+    for kind, figures in metrics.items():
+        print(f"{kind}\n{figures.table()}")
+    if json_path:
+        write_json({kind: figures.to_dict() for kind, figures in metrics.items()}, json_path)
+
+
+def _some(names) -> str:
+    names = list(names)
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -1,0 +1,89 @@
+"""`mrcnn predict`."""
+
+from pathlib import Path
+
+import numpy as np
+
+from mrcnn_jax.data.images import decode
+from mrcnn_jax.errors import UserError
+from mrcnn_jax.evaluation.paste import encode_window
+from mrcnn_jax.evaluation.results import write_json
+from mrcnn_jax.model import Result, load
+from mrcnn_jax.progress import Progress
+from mrcnn_jax.visualize import draw, save
+
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+# Images that are in memory at one time.
+_CHUNK = 16
+
+
+def run(checkpoint: Path, images: list[str], out: Path, threshold: float) -> None:
+    """Detect in image files and folders: an overlay of each in `out`, and `predictions.json` with all of them.
+
+    `threshold` is the lowest score that is drawn; predictions.json holds all that the model reports, in COCO's form, with
+    `file_name` beside `image_id`, which counts the images from 1. An unreadable image is told and left out; the others are
+    done, and the command then fails.
+    """
+    model = load(checkpoint)
+    paths = _files(images)
+    names = _distinct_names(paths)
+    skeleton = next((category.skeleton for category in model.categories if category.skeleton), ())
+    entries, failures = [], []
+    with Progress("predict", len(paths)) as progress:
+        for start in range(0, len(paths), _CHUNK):
+            readable = []
+            for number in range(start, min(start + _CHUNK, len(paths))):
+                try:
+                    readable.append((number, decode(paths[number])))
+                except UserError as error:
+                    failures.append(str(error))
+            results = model.predict([image for _, image in readable])
+            for (number, image), result in zip(readable, results, strict=True):
+                save(draw(image, result, model.classes, threshold=threshold, skeleton=skeleton), out / names[number])
+                entries += _coco(result, number + 1, paths[number].name, image.shape[:2])
+            progress.update(min(start + _CHUNK, len(paths)))
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(entries, out / "predictions.json")
+    print(f"{len(paths) - len(failures)} images, {len(entries)} detections: see {out}")
+    if failures:
+        raise UserError(f"{len(failures)} of {len(paths)} images could not be read; the first: {failures[0]}")
+
+
+def _files(arguments: list[str]) -> list[Path]:
+    """The files named, and the images directly in the folders named, in order."""
+    paths: list[Path] = []
+    for argument in map(Path, arguments):
+        if argument.is_dir():
+            found = sorted(path for path in argument.iterdir() if path.suffix.lower() in _SUFFIXES)
+            if not found:
+                raise UserError(f"{argument} holds no image ({', '.join(_SUFFIXES)}): name another folder, or files")
+            paths += found
+        elif argument.is_file():
+            paths.append(argument)
+        else:
+            raise UserError(f"{argument} does not exist: name image files or folders")
+    return paths
+
+
+def _distinct_names(paths: list[Path]) -> list[str]:
+    """One PNG name an image; equal stems from different folders are numbered."""
+    stems = [path.stem for path in paths]
+    return [f"{stem}.png" if stems.count(stem) == 1 else f"{stem}-{i + 1}.png" for i, stem in enumerate(stems)]
+
+
+def _coco(result: Result, image_id: int, file_name: str, size: tuple[int, ...]) -> list[dict]:
+    entries = []
+    for i, (x1, y1, x2, y2) in enumerate(result.boxes.astype(np.float64).tolist()):
+        entry = {
+            "image_id": image_id,
+            "file_name": file_name,
+            "category_id": int(result.category_ids[i]),
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "score": float(result.scores[i]),
+        }
+        if result.masks is not None:
+            entry["segmentation"] = encode_window(result.masks[i], 0, 0, *size)
+        if result.keypoints is not None:
+            entry["keypoints"] = result.keypoints[i].reshape(-1).tolist()
+        entries.append(entry)
+    return entries
