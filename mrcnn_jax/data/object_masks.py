@@ -7,6 +7,7 @@ Detectron2 rasterises the polygons anew for every RoI; torchvision crops full-si
 A segmentation is what `data.dataset.Record` holds: a list of flat [x, y, x, y, ...] polygons, or compressed RLE.
 """
 
+import cv2
 import numpy as np
 from jaxtyping import Bool, Float
 from pycocotools import mask as rle
@@ -33,10 +34,7 @@ def box_mask(
     if not (x2 > x1 and y2 > y1):
         return np.zeros((size, size), bool)
     if isinstance(segmentation, dict):
-        bitmap = rle.decode(segmentation)
-        rows = _taps(y1, y2, size, height)
-        columns = _taps(x1, x2, size, width)
-        return _bilinear(bitmap, rows, columns) >= np.float32(0.5)
+        return _sample(rle.decode(segmentation), np.array([x1, y1]), np.array([x2, y2]), size)
     polygons = []
     origin, scale = np.array([x1, y1]), size / np.array([x2 - x1, y2 - y1])
     for flat in segmentation:
@@ -98,17 +96,14 @@ def clip_polygon(points: Float[np.ndarray, "n 2"], window: Float[np.ndarray, "4"
     return points
 
 
-def _taps(start: float, stop: float, size: int, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The two pixels beside each of `size` points spread over [start, stop], and the weight of the second."""
-    centres = start + (np.arange(size) + 0.5) * ((stop - start) / size) - 0.5
-    centres = np.clip(centres, 0, length - 1)
-    low = np.floor(centres).astype(np.intp)
-    return low, np.minimum(low + 1, length - 1), (centres - low).astype(np.float32)
-
-
-def _bilinear(bitmap: np.ndarray, rows: tuple, columns: tuple) -> np.ndarray:
-    top, bottom, down = rows
-    left, right, across = columns
-    # RLE is decoded column by column, so columns are gathered first.
-    tall = bitmap[:, left] * (1 - across) + bitmap[:, right] * across
-    return tall[top] * (1 - down)[:, None] + tall[bottom] * down[:, None]
+def _sample(bitmap: np.ndarray, start: np.ndarray, stop: np.ndarray, size: int) -> np.ndarray:
+    """Whether `bitmap`, read bilinearly, is 0.5 or more at a grid of points spread from `start` to `stop` (x, y)."""
+    first = np.maximum(np.floor(start - 0.5), 0).astype(int)
+    last = np.ceil(stop + 0.5).astype(int)
+    # RLE is decoded column by column: transposed, the window is a plain array with y along its rows.
+    window = bitmap.T[first[0] : last[0], first[1] : last[1]] * np.uint8(255)
+    step = (stop - start) / size
+    origin = start + step / 2 - 0.5 - first
+    to_window = np.array([[step[1], 0, origin[1]], [0, step[0], origin[0]]])
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(window, to_window, (size, size), flags=flags, borderMode=cv2.BORDER_REPLICATE).T >= 128
