@@ -95,7 +95,7 @@ class Dataset:
         """Foreground classes K."""
         return len(self.categories)
 
-    def subset(self, indices: Iterable[int]) -> "Dataset":
+    def subset(self, indices: Iterable) -> "Dataset":
         """The same classes with the records at `indices`, in that order."""
         return replace(self, records=_Subset(self.records, tuple(int(i) for i in indices)))
 

@@ -17,7 +17,9 @@ from mrcnn_jax.data.report import Report
 
 # {"size": [h, w], "counts": bytes}
 Rle = dict
-Polygons = list[list[float]]
+# Flat x, y, x, y, ...
+Ring = list[float | int]
+Polygons = list[Ring]
 
 
 def canonical(value, height: int, width: int, report: Report, label) -> Polygons | Rle | None:
@@ -55,7 +57,7 @@ def canonical(value, height: int, width: int, report: Report, label) -> Polygons
     return parts or None
 
 
-def polygon_area(ring: list[float]) -> float:
+def polygon_area(ring: Ring) -> float:
     """Area of a flat [x, y, x, y, ...] polygon in square pixels, by the shoelace formula."""
     xs, ys = ring[0::2], ring[1::2]
     return abs(sum(map(mul, xs, ys[1:] + ys[:1])) - sum(map(mul, ys, xs[1:] + xs[:1]))) / 2
@@ -68,7 +70,7 @@ def area(segmentation: Polygons | Rle) -> float:
     return sum(polygon_area(ring) for ring in segmentation)
 
 
-def bounds(segmentation: Polygons | Rle) -> list[float]:
+def bounds(segmentation: Polygons | Rle) -> list[float | int]:
     """The box of a canonical segmentation, as COCO's x, y, width, height."""
     if isinstance(segmentation, dict):
         return [float(v) for v in rle.toBbox(segmentation)]
@@ -183,7 +185,7 @@ def _rings(value: list) -> Iterator:
                 yield item
 
 
-def _polygon(ring, side: int) -> tuple[list[float], str]:
+def _polygon(ring, side: int) -> tuple[Ring, str]:
     """A clean polygon, or what is wrong with it."""
     try:
         total = sum(ring)
