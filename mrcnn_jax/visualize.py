@@ -192,14 +192,14 @@ def _series(csv_path: Path) -> dict[str, tuple[list[int], list[float]]]:
     return series
 
 
-def _chosen(result: Any, threshold: float, max_objects: int) -> Int[np.ndarray, " n"]:
+def _chosen(result: Any, threshold: float, max_objects: int) -> list[int]:
     """Rows to draw, best first; annotations in the order of their size."""
     if result.scores is None:
         sides = np.asarray(result.boxes)[:, 2:] - np.asarray(result.boxes)[:, :2]
-        return np.argsort(-sides.prod(axis=1), kind="stable")[:max_objects]
+        return np.argsort(-sides.prod(axis=1), kind="stable")[:max_objects].tolist()
     scores = np.asarray(result.scores)
     order = np.argsort(-scores, kind="stable")
-    return order[scores[order] >= threshold][:max_objects]
+    return order[scores[order] >= threshold][:max_objects].tolist()
 
 
 def _colour(index: int) -> Colour:

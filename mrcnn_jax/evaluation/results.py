@@ -3,6 +3,7 @@
 NumPy only: worker processes import this file and little else.
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Sequence
@@ -120,16 +121,17 @@ def write_json(data: Any, path: Path) -> None:
     Raises:
         UserError: the file cannot be written; what was there before stays.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    text = json.dumps(data)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(data, file)
+        with open(partial, "w", encoding="utf-8") as file:
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        os.replace(partial, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
         reason = error.strerror or error
         raise UserError(f"{path}: cannot be written ({reason}): make room or choose another folder") from error

@@ -1,0 +1,154 @@
+"""The loop over a data set: every image once, same results with and without processes, what is written."""
+
+import json
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mrcnn_jax.data.dataset import Category, Dataset, Record
+from mrcnn_jax.errors import UserError
+from mrcnn_jax.evaluation.coco_metrics import score
+from mrcnn_jax.evaluation.evaluate import evaluate
+from mrcnn_jax.types import Batch, Detections
+
+SIDE = 40
+NUM_IMAGES = 7
+
+
+def record(image_id):
+    """Two squares an image; the last image has none."""
+    rng = np.random.default_rng(image_id)
+    n = 0 if image_id == NUM_IMAGES * 10 else 2
+    corner, side = rng.integers(0, 20, (n, 2)).astype(np.float32), rng.integers(8, 20, (n, 1)).astype(np.float32)
+    boxes = np.concatenate([corner, corner + side], axis=1)
+    return Record(
+        image_id=image_id,
+        source=np.zeros((SIDE, SIDE, 3), np.uint8),
+        height=SIDE,
+        width=SIDE,
+        boxes=boxes,
+        classes=np.arange(n, dtype=np.int32) % 2 + 1,
+        crowd=np.zeros(n, bool),
+        areas=side[:, 0] ** 2,
+        segmentations=tuple([[x0, y0, x1, y0, x1, y1, x0, y1]] for x0, y0, x1, y1 in boxes.tolist()),
+    )
+
+
+RECORDS = [record(10 * (i + 1)) for i in range(NUM_IMAGES)]
+DATASET = Dataset((Category(4, "even"), Category(9, "odd")), RECORDS)
+
+
+def batches(records=RECORDS, batch_size=3):
+    """Batches filled up with rows that are not valid and hold rubbish; the image carries its id in its first pixel."""
+    for start in range(0, len(records), batch_size):
+        rows = records[start : start + batch_size]
+        image = np.zeros((batch_size, SIDE, SIDE, 3), np.uint8)
+        image[: len(rows), 0, 0, 0] = [r.image_id for r in rows]
+        fill = batch_size - len(rows)
+        yield Batch(
+            image=image,
+            size=np.full((batch_size, 2), SIDE, np.int32),
+            original_size=np.full((batch_size, 2), SIDE, np.int32),
+            image_id=np.array([r.image_id for r in rows] + [10] * fill, np.int32),
+            valid=np.array([True] * len(rows) + [False] * fill),
+        )
+
+
+TRUE_BOXES = np.zeros((256, 2, 4), np.float32)
+for r in RECORDS:
+    TRUE_BOXES[r.image_id, : len(r.boxes)] = r.boxes
+
+
+@jax.jit
+def oracle(batch: Batch) -> Detections:
+    """Finds what is annotated, each object with a full mask, and a row of NaN."""
+    boxes = jnp.asarray(TRUE_BOXES)[batch.image[:, 0, 0, 0].astype(jnp.int32)]
+    b = boxes.shape[0]
+    boxes = jnp.concatenate([boxes, jnp.full((b, 1, 4), jnp.nan)], axis=1)
+    return Detections(
+        boxes=boxes,
+        scores=jnp.broadcast_to(jnp.array([0.9, 0.8, jnp.nan]), (b, 3)),
+        classes=jnp.broadcast_to(jnp.array([1, 2, 0]), (b, 3)),
+        valid=jnp.broadcast_to(jnp.array([True, True, False]), (b, 3)),
+        masks=jnp.ones((b, 3, 6, 6)),
+    )
+
+
+def test_perfect_detections_score_one(tmp_path):
+    metrics, results = evaluate(oracle, batches(), DATASET, out_dir=tmp_path, progress=False)
+    assert list(metrics) == ["bbox", "segm"]
+    for kind, m in metrics.items():
+        assert m["AP"] == pytest.approx(1)
+        assert m.num_images == NUM_IMAGES
+        assert m.per_class == pytest.approx({"even": 1, "odd": 1})
+        written = json.loads((tmp_path / "metrics.json").read_text())[kind]
+        assert written["figures"] == m.figures
+        again = score(DATASET.to_coco(), tmp_path / f"predictions_{kind}.json", kind, backend="pycocotools")
+        assert again.figures == pytest.approx(m.figures, abs=1e-12)
+    # The image without objects has none of the results: empty boxes are dropped.
+    assert [r["image_id"] for r in results] == [i for r in RECORDS[:-1] for i in [r.image_id] * 2]
+    assert {r["category_id"] for r in results} == {4, 9}
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "metrics.json",
+        "predictions_bbox.json",
+        "predictions_segm.json",
+    ]
+
+
+def test_processes_give_the_same():
+    here = evaluate(oracle, batches(), DATASET, progress=False)
+    there = evaluate(oracle, batches(batch_size=2), DATASET, progress=False, num_workers=1)
+    assert there[1] == here[1]
+    assert there[0] == here[0]
+
+
+def test_order_of_batches_does_not_matter():
+    ordered = evaluate(oracle, batches(), DATASET, kinds=("bbox",), progress=False)
+    turned = evaluate(oracle, batches(RECORDS[::-1]), DATASET, kinds=("bbox",), progress=False)
+    assert turned == ordered
+    assert "segmentation" not in ordered[1][0]
+
+
+def test_each_image_exactly_once():
+    with pytest.raises(ValueError, match="20 came twice"):
+        evaluate(oracle, batches([*RECORDS, RECORDS[1]]), DATASET, progress=False)
+    with pytest.raises(ValueError, match=r"1 of 7 images never came: \[10\]"):
+        evaluate(oracle, batches(RECORDS[1:]), DATASET, progress=False)
+    with pytest.raises(ValueError, match="30 is not in the data set"):
+        evaluate(oracle, batches(), DATASET.subset([0, 1]), progress=False)
+
+
+def test_a_subset_is_scored_alone():
+    metrics, _ = evaluate(oracle, batches(RECORDS[:2]), DATASET.subset([0, 1]), progress=False)
+    assert metrics["bbox"].num_images == 2
+    assert metrics["bbox"]["AP"] == pytest.approx(1)
+
+
+def test_boxes_alone_are_scored_by_box_alone(capsys):
+    only_boxes = replace(DATASET, records=[replace(r, segmentations=(None,) * len(r.boxes)) for r in RECORDS])
+    metrics, _ = evaluate(oracle, batches(), only_boxes, progress=False)
+    assert list(metrics) == ["bbox"]
+    assert "segm is not scored" in capsys.readouterr().out
+
+
+def test_the_device_runs_one_batch_ahead(monkeypatch):
+    """The next batch is handed to the device before the results of the last one are fetched."""
+    events = []
+    fetch = jax.device_get
+    monkeypatch.setattr(jax, "device_get", lambda tree: events.append("fetch") or fetch(tree))
+
+    def detect(batch):
+        events.append("start")
+        return oracle(batch)
+
+    evaluate(detect, batches(), DATASET, progress=False)
+    assert events == ["start", "start", "fetch", "start", "fetch", "fetch"]
+
+
+def test_a_full_disk_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        evaluate(oracle, batches(), DATASET, out_dir=tmp_path / "file", progress=False)
