@@ -420,7 +420,7 @@ class TestImages:
         content["images"][0]["file_name"] = "old/x/c.png"
         assert read(folder, content)[0].records[0].source == folder / "images" / "x" / "c.png"
         content["images"][0]["file_name"] = "old/c.png"
-        with pytest.raises(UserError, match=r"fits several files, as x/c\.png and y/c\.png"):
+        with pytest.raises(UserError, match=r"fits several files.*x/c\.png and y/c\.png"):
             read(folder, content)
 
     def test_a_name_never_takes_anothers_file(self, folder):
@@ -454,6 +454,13 @@ class TestImages:
         dataset, report = read(folder, content)
         assert (dataset.records[0].height, dataset.records[0].width) == (HEIGHT, WIDTH)
         assert "read from the image: 1 (image 1)" in report.notes[0]
+
+    def test_size_of_a_spoilt_image(self, folder):
+        (folder / "images" / "a.png").write_bytes(b"<html>")
+        content = sound()
+        del content["images"][0]["height"]
+        with pytest.raises(UserError, match=r"without width and height that cannot be read.*1 .*a\.png"):
+            read(folder, content)
 
     def test_absurd_size_is_refused(self, folder):
         content = sound()

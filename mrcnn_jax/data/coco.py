@@ -208,8 +208,10 @@ def _name(entry: dict) -> str:
 
 
 def _located(entries: dict[str, dict], files: ImageFiles, report: Report) -> dict[str, tuple[dict, str, str | None]]:
-    """Entry, name and file of each image. Names as they stand come first: a name like it must not take another's
-    file."""
+    """Entry, name and file of each image.
+
+    Names as they stand come first, so that one that is only similar takes no other image's file.
+    """
     located = {identity: (entry, name := _name(entry), files.exact(name)) for identity, entry in entries.items()}
     taken: dict[str, str] = {}
     for identity, (_, name, found) in located.items():
@@ -222,9 +224,8 @@ def _located(entries: dict[str, dict], files: ImageFiles, report: Report) -> dic
             continue
         candidates = [candidate for candidate in files.similar(name) if candidate not in taken]
         if len(candidates) > 1:
-            report.error(
-                f"file name that fits several files, as {' and '.join(candidates[:2])}", "image", [f"{identity} {name}"]
-            )
+            fits = " and ".join(candidates[:2])
+            report.error("file name that fits several files, give its folder", "image", [f"{identity} {name}: {fits}"])
         if candidates:
             taken[candidates[0]] = identity
             located[identity] = entry, name, candidates[0]
@@ -241,8 +242,9 @@ def _size(entry: dict, path: Path, identity: str, report: Report) -> tuple[int, 
     if min(size) < 1:
         try:
             size = images.size_of(path)
-        except UserError as error:
-            report.error(str(error), "image", [identity])
+        except UserError:
+            text = "image without width and height that cannot be read, fetch it again or remove it"
+            report.error(text, "image", [f"{identity} {path}"])
             return None
         report.note("width or height absent, read from the image", "image", [identity])
     if size[0] * size[1] > images.PIXEL_LIMIT:
