@@ -54,6 +54,7 @@ class Loader(Iterator[Batch]):
 
     def __next__(self) -> Batch:
         if self.step >= self._length:
+            self.close()
             raise StopIteration
         if self._batches is None:
             self._batches = self._open()
