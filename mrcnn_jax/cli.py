@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from mrcnn_jax import __version__, disk_space
 from mrcnn_jax.errors import UserError
@@ -37,11 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, overrides: list[str]) -> int:
-    def command(name: str) -> Callable[..., int | None]:
+    def command(name: str) -> Callable[..., Any]:
         return import_module(f"mrcnn_jax.commands.{name}").run
 
     if options.command == "score":
-        return command("score")(options.gt, options.dt, options.type, options.backend) or 0
+        command("score")(options.gt, options.dt, options.type, options.backend)
+        return 0
     if options.command == "predict":
         command("predict")(options.checkpoint, options.images, options.out, options.threshold)
         return 0

@@ -158,7 +158,7 @@ class Checkpoints:
             step,
             args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), data=ocp.args.JsonRestore()),
         )
-        return Restored(items.state, dict(items.data), step)
+        return Restored(items["state"], dict(items["data"]), step)
 
     def _set_aside(self, failures: Mapping[int, str], taken: int) -> None:
         for step, reason in failures.items():
