@@ -16,10 +16,10 @@ class Matches:
     """What each candidate is; neither positive nor negative means that it is left out of the losses."""
 
     # The ground truth with the highest IoU (the first of equals); meaningful where `iou` is over 0.
-    gt: Int[Array, " n"]
-    iou: Float[Array, " n"]
-    positive: Bool[Array, " n"]
-    negative: Bool[Array, " n"]
+    gt: Int[Array, "*b n"]
+    iou: Float[Array, "*b n"]
+    positive: Bool[Array, "*b n"]
+    negative: Bool[Array, "*b n"]
 
 
 def match(

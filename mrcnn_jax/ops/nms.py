@@ -17,6 +17,8 @@ from mrcnn_jax.ops import boxes as box_ops
 # On a GPU every trip of a `while` waits for the host; nearly all problems are settled in one trip of eight rounds.
 ROUNDS_PER_TRIP = 8
 
+Threshold = Float[Array, ""] | float | int
+
 
 def top_k_valid(
     scores: Float[Array, " n"], valid: Bool[Array, " n"], k: int
@@ -37,7 +39,7 @@ def nms(
     boxes: Float[Array, "n 4"],
     scores: Float[Array, " n"],
     valid: Bool[Array, " n"],
-    threshold: float,
+    threshold: Threshold,
     groups: Int[Array, " n"] | None = None,
 ) -> Bool[Array, " n"]:
     """Which rows survive: best score first, a row falls to a survivor whose IoU with it is over `threshold`.
@@ -46,6 +48,8 @@ def nms(
     pyramid levels) leave each other alone; torchvision and Detectron2 shift the groups apart instead, which costs
     precision. A row that is not valid, or holds NaN, is neither kept nor felt by others.
     """
+    if boxes.shape[0] == 0:
+        return valid
     boxes, scores = lax.stop_gradient((boxes, scores))
     valid = valid & ~jnp.isnan(scores) & ~jnp.isnan(boxes).any(axis=-1)
     order, valid = top_k_valid(scores, valid, scores.shape[0])
@@ -58,7 +62,7 @@ def nms(
 
 
 def _row_by_row(
-    threshold: float, boxes: Float[Array, "n 4"], groups: Int[Array, " n"], valid: Bool[Array, " n"]
+    threshold: Threshold, boxes: Float[Array, "n 4"], groups: Int[Array, " n"], valid: Bool[Array, " n"]
 ) -> Bool[Array, " n"]:
     """Survivors among rows sorted by score, those that are not valid last."""
     row = jnp.arange(boxes.shape[0])
@@ -72,7 +76,7 @@ def _row_by_row(
 
 
 def _all_rows_at_once(
-    threshold: float, boxes: Float[Array, "n 4"], groups: Int[Array, " n"], valid: Bool[Array, " n"]
+    threshold: Threshold, boxes: Float[Array, "n 4"], groups: Int[Array, " n"], valid: Bool[Array, " n"]
 ) -> Bool[Array, " n"]:
     """The same as a fixed point, from the matrix of which earlier row (first axis) would suppress which later one."""
     suppresses = jnp.triu(_conflict(boxes, groups, boxes, groups, threshold), 1)
@@ -91,7 +95,7 @@ def _conflict(
     a_groups: Int[Array, " n"],
     b: Float[Array, "m 4"],
     b_groups: Int[Array, " m"],
-    threshold: float,
+    threshold: Threshold,
 ) -> Bool[Array, "n m"]:
     """Pairs of one group whose IoU is over the threshold."""
     return (box_ops.iou(a, b) > threshold) & (a_groups[:, None] == b_groups[None, :])
