@@ -37,7 +37,7 @@ def experiment(name: str, model: ConfigDict) -> ConfigDict:
         "clip_norm": 0.0, "freeze": (),
     })  # fmt: skip
     config.eval = ConfigDict({
-        "batch_size": 8, "short_side": model.preprocess.short_side, "num_workers": 2, "backend": "hotcoco", "num_images": 0,
+        "batch_size": 8, "num_workers": 2, "backend": "hotcoco", "num_images": 0,
     })  # fmt: skip
     return config
 
@@ -53,6 +53,7 @@ def schedule(config: ConfigDict, epochs_of_12: int) -> ConfigDict:
 def large_scale_jitter(config: ConfigDict, epochs: int) -> ConfigDict:
     """Training from scratch on 1024 x 1024 crops at 0.1 to 2 times the size (Ghiasi et al., "Copy-Paste", 2021), batch 64."""
     config.data.update({"jitter": (0.1, 2.0), "buckets": ((1024, 1024),), "short_sides": (1024,), "max_size": 1024})
+    config.model.preprocess.update({"short_side": 1024, "max_size": 1024})
     steps = epochs * COCO_IMAGES // 64
     config.train.update({"batch_size": 64, "steps": steps, "eval_every": steps // 20})
     config.optimizer.update({
@@ -72,10 +73,10 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.model.rpn.update({"pre_nms": (200, 100), "post_nms": (100, 50)})
     config.model.roi.num_samples = 32
     config.model.box.update({"max_detections": 20, "num_candidates": 200})
-    config.model.preprocess.short_side = 128
+    config.model.preprocess.update({"short_side": 128, "max_size": 128})
     config.train.update({"batch_size": 2, "steps": 3, "log_every": 1, "eval_every": 3, "save_every": 3, "init": ""})
     config.optimizer.update({"warmup_steps": 1, "milestones": (2,)})
-    config.eval.update({"batch_size": 2, "short_side": 128, "num_workers": 0})
+    config.eval.update({"batch_size": 2, "num_workers": 0})
     return config
 
 

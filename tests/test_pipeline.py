@@ -64,8 +64,8 @@ def config(**data) -> ConfigDict:
         "keep_empty": False,
         "keypoints": True,
     }
-    preprocess = {"rounding": "round", "interpolation": "cv2"}
-    return ConfigDict({"data": {**values, **data}, "model": {"preprocess": preprocess}, "eval": {"short_side": 42}})
+    preprocess = {"rounding": "round", "interpolation": "cv2", "short_side": 42, "max_size": 64}
+    return ConfigDict({"data": {**values, **data}, "model": {"preprocess": preprocess}})
 
 
 def take(loader: pipeline.Loader, count: int) -> list:

@@ -101,8 +101,6 @@ class _Reader:
     preprocess: ConfigDict
     # This host's rows of the global batch.
     rows: slice
-    # Of the images to evaluate; those to train on take one of `data.short_sides`.
-    short_side: int = 0
     num_keypoints: int = 0
 
     def train(self, step: int) -> Batch:
@@ -131,7 +129,7 @@ class _Reader:
         for index, _ in draw.images[self.rows]:
             record = self.dataset.records[index]
             example = transforms.load_example(record)
-            examples.append(self._resize(example, self.short_side, shape))
+            examples.append(self._resize(example, self.preprocess.short_side, self.preprocess.max_size, shape))
             ids.append(record.image_id)
         return collate(examples, ids, shape, self.rows.stop - self.rows.start)
 
@@ -142,12 +140,14 @@ class _Reader:
         if rng.random() < self.data.flip:
             example = transforms.flip_horizontal(example)
         if self.data.jitter is None:
-            return self._resize(example, int(rng.choice(self.data.short_sides)), shape)
+            return self._resize(example, int(rng.choice(self.data.short_sides)), self.data.max_size, shape)
         scales, interpolation = tuple(self.data.jitter), self.preprocess.interpolation
         return transforms.large_scale_jitter(example, rng, shape, scales, interpolation)
 
-    def _resize(self, example: transforms.Example, short: int, shape: tuple[int, int]) -> transforms.Example:
-        size = transforms.resized_shape(*example.image.shape[:2], short, self.data.max_size, self.preprocess.rounding)
+    def _resize(
+        self, example: transforms.Example, short: int, max_size: int, shape: tuple[int, int]
+    ) -> transforms.Example:
+        size = transforms.resized_shape(*example.image.shape[:2], short, max_size, self.preprocess.rounding)
         return transforms.resize_example(example, transforms.fit_shape(size, shape), self.preprocess.interpolation)
 
 
@@ -176,7 +176,8 @@ def train_loader(
         UserError: no image is left to train on, or the batch does not divide over the hosts; later, from the loader:
             an image cannot be read.
     """
-    members = bucket_members(dataset, config, max(config.data.short_sides), config.data.keep_empty)
+    data = config.data
+    members = bucket_members(dataset, config, max(data.short_sides), data.max_size, data.keep_empty)
     if not any(len(indices) for indices in members):
         raise UserError(
             f"data set {dataset.name!r} has no image with an object to train on; check the annotations, "
@@ -206,26 +207,29 @@ def train_loader(
 def eval_loader(
     dataset: Dataset, config: ConfigDict, batch_size: int, process_index: int = 0, process_count: int = 1
 ) -> Loader:
-    """Every image once, in a fixed order, with its short side at `config.eval.short_side`; without ground truth.
+    """Every image once, in a fixed order, resized as `config.model.preprocess` says; without ground truth.
 
     Arguments as for `train_loader`. All hosts see the same number of batches; the last of a bucket is filled up with
-    images that are not valid. The long side's limit, the buckets and the workers are `config.data`'s.
+    images that are not valid. The buckets and the workers are `config.data`'s.
 
     Raises:
         UserError: the batch does not divide over the hosts; later, from the loader: an image cannot be read.
     """
-    short_side = config.eval.short_side
-    plan = sampling.EvalPlan(bucket_members(dataset, config, short_side, keep_empty=True), batch_size)
+    rules = config.model.preprocess
+    members = bucket_members(dataset, config, rules.short_side, rules.max_size, keep_empty=True)
+    plan = sampling.EvalPlan(members, batch_size)
     rows = _rows(batch_size, process_index, process_count)
     _check_shared_memory(config.data, rows)
-    reader = _Reader(dataset, plan, config.data, config.model.preprocess, rows, short_side)
+    reader = _Reader(dataset, plan, config.data, rules, rows)
     return Loader(reader.evaluate, len(plan), len(dataset.records), num_workers=config.data.num_workers)
 
 
-def bucket_members(dataset: Dataset, config: ConfigDict, short_side: int, keep_empty: bool) -> tuple[np.ndarray, ...]:
+def bucket_members(
+    dataset: Dataset, config: ConfigDict, short_side: int, max_size: int, keep_empty: bool
+) -> tuple[np.ndarray, ...]:
     """The indices of the images of each bucket; with `keep_empty` False, only of images with an object to train on.
 
-    An image resized to `short_side` goes where it has to shrink least, then to the smallest such bucket, then to the
+    An image resized to `short_side` and at most `max_size` goes where it has to shrink least, then to the smallest such bucket, then to the
     first. Every record is looked at, except where there is one bucket and nothing to leave out.
     """
     buckets = [tuple(bucket) for bucket in config.data.buckets]
@@ -237,7 +241,7 @@ def bucket_members(dataset: Dataset, config: ConfigDict, short_side: int, keep_e
         if not keep_empty and record.crowd.all():
             continue
         height, width = transforms.resized_shape(
-            record.height, record.width, short_side, config.data.max_size, config.model.preprocess.rounding
+            record.height, record.width, short_side, max_size, config.model.preprocess.rounding
         )
         cost = [(max(height / h, width / w, 1.0), h * w) for h, w in buckets]
         members[cost.index(min(cost))].append(index)
