@@ -205,8 +205,9 @@ def _chosen(result: Any, threshold: float, max_objects: int) -> list[int]:
 def _colour(index: int) -> Colour:
     """Hues a golden angle apart, so that any few neighbours in the list differ, in three shades."""
     shade = index // 7 % 3
-    rgb = colorsys.hsv_to_rgb((0.58 + index * 0.618034) % 1, (0.85, 0.6, 0.95)[shade], (0.95, 0.95, 0.7)[shade])
-    return tuple(round(255 * channel) for channel in rgb)
+    hue, saturation, value = (0.58 + index * 0.618034) % 1, (0.85, 0.6, 0.95)[shade], (0.95, 0.95, 0.7)[shade]
+    r, g, b = colorsys.hsv_to_rgb(hue, saturation, value)
+    return round(255 * r), round(255 * g), round(255 * b)
 
 
 def _text(result: Any, row: int, classes: Sequence[str]) -> str:

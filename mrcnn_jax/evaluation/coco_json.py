@@ -6,6 +6,7 @@ and told, or refused by name. Only the fields that the metric reads are passed o
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,7 @@ def detections(source: Source, truth: dict, kind: str, use_categories: bool) -> 
                     f"(which has {_some(categories)}): results carry the data set's own ids"
                 )
             category_id = min(categories)
-        if not np.isfinite(score):
+        if not math.isfinite(score):
             raise UserError(f"{name}: detection {index}: score {score} is not a finite number")
         kept.append({"id": index + 1, "image_id": int(image_id), "category_id": int(category_id), "score": score})
     for index, (entry, to) in enumerate(zip(entries, kept, strict=True)):

@@ -103,7 +103,8 @@ def score(
     with contextlib.redirect_stdout(io.StringIO()):
         evaluator.evaluate()
         evaluator.accumulate()
-    precision, recall = evaluator.eval["precision"], evaluator.eval["recall"]
+    accumulated = evaluator.eval or {}
+    precision, recall = accumulated["precision"], accumulated["recall"]
 
     per_class = {}
     if use_categories:
