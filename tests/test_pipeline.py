@@ -177,7 +177,7 @@ def test_image_goes_to_the_bucket_that_shrinks_it_least():
     settings = config(buckets=((48, 64), (64, 48), (48, 48)), short_sides=(48,))
     shapes = [(30, 40), (40, 30), (40, 40), (30, 90), (90, 30)]
     records = tuple(record(i, *shape) for i, shape in enumerate(shapes))
-    members = pipeline.bucket_members(Dataset(CATEGORIES, records), settings, 48, keep_empty=True)
+    members = pipeline.bucket_members(Dataset(CATEGORIES, records), settings, 48, 64, keep_empty=True)
     assert [indices.tolist() for indices in members] == [[0, 3], [1, 4], [2]]
 
 
