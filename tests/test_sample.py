@@ -1,14 +1,19 @@
 """Sampling: exact counts, fair draws, fixed slots, and nothing that depends on padding."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mrcnn_jax.ops.match import Matches
+from mrcnn_jax.ops.anchors import cell_anchors, grid_anchors
+from mrcnn_jax.ops.boxes import encode
+from mrcnn_jax.ops.match import Matches, match
 from mrcnn_jax.ops.sample import random_subset, sample_anchors, sample_rois
 from mrcnn_jax.types import GroundTruth, Proposals
 
+GOLDEN = np.load(Path(__file__).parent / "golden" / "ops_geometry_training.npz")
 KEY = jax.random.key(0)
 
 
@@ -121,6 +126,51 @@ def test_rois_without_key_come_in_order():
     np.testing.assert_array_equal(samples.valid, np.arange(256) < len(order))
     np.testing.assert_array_equal(samples.boxes[: len(order)], everything[order])
     np.testing.assert_array_equal(samples.gt[: positive.sum()], iou[positive].argmax(axis=1))
+
+
+def training_image(library):
+    """Anchors, proposals and ground truth of the recorded step, with slots to spare."""
+    canvas, shapes = (256, 352), [(64, 88), (32, 44), (16, 22), (8, 11), (4, 6)]
+    torchvision = library == "tv"
+    anchors = [
+        grid_anchors(
+            cell_anchors((2**level,), (0.5, 1.0, 2.0), torchvision),
+            shape,
+            (canvas[0] // shape[0], canvas[1] // shape[1]) if torchvision else (2 ** (level - 3),) * 2,
+        )
+        for level, shape in enumerate(shapes, start=5)
+    ]
+    proposals, boxes, classes = (GOLDEN[f"{library}.{key}"] for key in ("proposals", "gt_boxes", "gt_classes"))
+    valid = np.arange(9) < len(boxes)
+    spare = (0, 9 - len(boxes))
+    gt = GroundTruth(boxes=np.pad(boxes, (spare, (0, 0))), classes=np.pad(classes, spare), valid=valid, crowd=~valid)
+    n = len(proposals)
+    return np.concatenate(anchors), Proposals(proposals, np.zeros(n, np.float32), np.ones(n, bool)), gt
+
+
+@pytest.mark.parametrize("library", ["tv", "d2"])
+def test_training_step_of_reference(library):
+    """The very anchors and RoIs that the libraries trained on, and their targets."""
+    anchors, proposals, gt = training_image(library)
+    matches = jax.jit(lambda boxes, gt: match(boxes, gt, high=0.7, low=0.3, low_quality=True))(anchors, gt)
+    positive, negative = jax.jit(lambda matches: sample_anchors(None, matches))(matches)
+    np.testing.assert_array_equal(
+        np.where(positive, 1, np.where(negative, 0, -1)), GOLDEN[f"{library}.sampled_anchors"]
+    )
+
+    samples = draw(None, proposals, gt, num=512)
+    rois, classes = GOLDEN[f"{library}.rois"], GOLDEN[f"{library}.roi_classes"]
+    # torchvision puts a sample back into the order of the candidates; a stable sort brings its positives to the front.
+    order = np.argsort(classes == 0, kind="stable")
+    np.testing.assert_array_equal(samples.boxes, rois[order])
+    np.testing.assert_array_equal(samples.classes, classes[order])
+    if library == "tv":
+        labels = np.where(matches.positive, 1, np.where(matches.negative, 0, -1))
+        np.testing.assert_array_equal(labels, GOLDEN["tv.anchor_labels"])
+        targets = encode(jnp.asarray(gt.boxes)[samples.gt], samples.boxes, (10, 10, 5, 5))[samples.positive]
+        np.testing.assert_allclose(
+            targets, GOLDEN["tv.regression_targets"][order][: len(targets)], rtol=1e-5, atol=1e-6
+        )
 
 
 def test_objects_are_appended_on_request_without_crowds():
