@@ -128,9 +128,11 @@ class Deconv(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w 2 2 c2"]:
         """The four cells of each cell; `depth_to_space` puts them in place."""
-        kernel = self.param("kernel", he_normal, (2, 2, x.shape[-1], self.features)).astype(self.dtype)
+        n, h, w, c = x.shape
+        kernel = self.param("kernel", he_normal, (2, 2, c, self.features)).astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,)).astype(self.dtype)
-        return jnp.einsum("nhwc,ijcd->nhwijd", x.astype(self.dtype), kernel) + bias[None, None, None, None, None]
+        cells = x.astype(self.dtype).reshape(-1, c) @ kernel.transpose(2, 0, 1, 3).reshape(c, -1)
+        return cells.reshape(n, h, w, 2, 2, self.features) + bias[None, None, None, None, None]
 
 
 def depth_to_space(x: Float[Array, "n h w 2 2 c"]) -> Float[Array, "n h2 w2 c"]:
