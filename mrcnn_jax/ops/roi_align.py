@@ -50,14 +50,14 @@ def assign_levels(
     """
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     side = jnp.sqrt(jnp.where(area > 0, area, 0))
-    level = jnp.floor(canonical_level + jnp.log2(_divide(side, canonical_size) + eps))
+    level = jnp.floor(canonical_level + jnp.log2(divide(side, canonical_size) + eps))
     return jnp.clip(level, min_level, max_level).astype(jnp.int32)
 
 
 def roi_align(
     pyramid: Pyramid,
     extents: Sequence[Int[Array, "2"]] | Int[Array, "l 2"],
-    strides: Sequence[float],
+    strides: Sequence[float] | Float[Array, " l"],
     boxes: Float[Array, "n 4"],
     *,
     size: int | tuple[int, int],
@@ -88,6 +88,20 @@ def roi_align(
         spec, boxes, jnp.clip(levels, 0, len(pyramid) - 1), jnp.asarray(extents, jnp.int32), strides, aligned
     )
     return _pool(spec, implementation, tuple(pyramid), rois)
+
+
+@custom_vmap
+def batch_max(x: Array) -> Array:
+    """The largest of all elements, under `vmap` that of the whole batch.
+
+    For the number of turns of a loop: if that differed between images, `vmap` would copy the state at every turn.
+    """
+    return jnp.max(x, initial=0)
+
+
+@batch_max.def_vmap
+def _batch_max_of_batch(_size, _batched, x):
+    return batch_max(x), False
 
 
 class _Rois(NamedTuple):
@@ -123,12 +137,18 @@ class _Spec(NamedTuple):
         return list(accumulate((height * width for height, width, _ in self.shapes), initial=0))
 
 
-def _divide(x: Array, y: float) -> Array:
-    """A true division. By a constant the compiler multiplies with the rounded reciprocal, and 105 / 7 exceeds 15."""
-    return x / lax.optimization_barrier(jnp.asarray(y, x.dtype))
+def divide(x: Float[Array, "*n"], y: float) -> Float[Array, "*n"]:
+    """A correctly rounded division, on which exact counts depend.
+
+    By a constant the compiler would multiply with the rounded reciprocal, and 105 / 7 exceed 15; hence a divisor that
+    it cannot know to be one.
+    """
+    return x / jnp.where(jnp.isnan(x), jnp.ones((), x.dtype), jnp.asarray(y, x.dtype))
 
 
-def _locate(spec: _Spec, boxes: Array, levels: Array, extents: Array, strides: Sequence[float], aligned: bool) -> _Rois:
+def _locate(
+    spec: _Spec, boxes: Array, levels: Array, extents: Array, strides: Sequence[float] | Array, aligned: bool
+) -> _Rois:
     known = jnp.all(jnp.abs(boxes) < _LARGEST_COORDINATE, axis=1, keepdims=True)
     stride = jnp.asarray(strides, jnp.float32)[levels]
     cells = jnp.where(known, boxes, 0).astype(jnp.float32) / stride[:, None] - (0.5 if aligned else 0.0)
@@ -136,7 +156,7 @@ def _locate(spec: _Spec, boxes: Array, levels: Array, extents: Array, strides: S
     side = cells[:, :1:-1] - start
     if not aligned:
         side = jnp.maximum(side, 1)
-    bins = jnp.stack([_divide(side[:, axis], spec.size[axis]) for axis in (0, 1)], axis=1)
+    bins = jnp.stack([divide(side[:, axis], spec.size[axis]) for axis in (0, 1)], axis=1)
     taps = jnp.ceil(bins).astype(jnp.int32) if spec.ratio == 0 else jnp.full(bins.shape, spec.ratio, jnp.int32)
     some = known & jnp.all(taps > 0, axis=1, keepdims=True)
     first_row = jnp.asarray(spec.first_rows, jnp.int32)
@@ -216,12 +236,6 @@ def _tap(rois: _Rois, t: Array, size: tuple[int, int]) -> list[tuple[Array, Arra
     ]
 
 
-def _num_passes(spec: _Spec, rois: _Rois, taps_per_pass: int) -> Array | int:
-    """Known to the compiler unless sampling is adaptive."""
-    taps = spec.ratio**2 if spec.ratio else jnp.max(rois.num_taps, initial=0)
-    return -(-taps // taps_per_pass)
-
-
 def _gather(spec: _Spec, pyramid: tuple[Array, ...], rois: _Rois) -> Array:
     table = jnp.concatenate([features.reshape(-1, features.shape[-1]) for features in pyramid])
     return _read(spec, table, rois).astype(spec.dtype)
@@ -233,75 +247,41 @@ def _gather_transpose(spec: _Spec, chunk: int, cotangent: Array, rois: _Rois) ->
     return tuple(level.reshape(shape) for level, shape in zip(levels, spec.shapes, strict=True))
 
 
-# Under `vmap` the tables of a batch are laid end to end too, and its boxes make one long list. Batched as they are, the
-# loops below would run until the last image is done and copy their sums at every turn.
-
-
-def _end_to_end(rois: _Rois, batched: _Rois, images: int, rows: int) -> _Rois:
-    rois = _spread(rois, batched, images)
-    first_row = rois.first_row + rows * jnp.arange(images, dtype=jnp.int32)[:, None]
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rois._replace(first_row=first_row))
-
-
-def _spread(tree, batched, images: int):
-    return jax.tree.map(lambda x, has: x if has else jnp.broadcast_to(x, (images, *x.shape)), tree, batched)
-
-
 def _read(spec: _Spec, table: Array, rois: _Rois) -> Array:
     """Float32 [n, oh, ow, c] from [rows, c]."""
 
-    @custom_vmap
-    def read(table, rois):
-        def add(i, total):
-            for k in range(taps):
-                for row, weight in _tap(rois, i * taps + k, spec.size):
-                    values = table.at[row].get(mode="promise_in_bounds", wrap_negative_indices=False)
-                    total = total + weight[..., None] * values.astype(jnp.float32)
-            return total
+    def add(first, taps, total):
+        for k in range(taps):
+            for row, weight in _tap(rois, first + k, spec.size):
+                values = table.at[row].get(mode="promise_in_bounds", wrap_negative_indices=False)
+                total = total + weight[..., None] * values.astype(jnp.float32)
+        return total
 
-        taps = _TAPS_PER_PASS
-        start = jnp.zeros((rois.level.shape[0], *spec.size, table.shape[1]), jnp.float32)
-        return lax.fori_loop(0, _num_passes(spec, rois, taps), add, start)
-
-    @read.def_vmap
-    def read_batch(images, batched, table, rois):
-        rows = table.shape[1] if batched[0] else 0
-        rois = _end_to_end(rois, batched[1], images, rows)
-        pooled = _read(spec, table.reshape(-1, table.shape[-1]), rois)
-        return pooled.reshape(images, -1, *pooled.shape[1:]), True
-
-    return read(table, rois)
+    zeros = jnp.zeros_like(table, jnp.float32, (rois.level.shape[0], *spec.size, table.shape[1]))
+    if spec.ratio > 0:
+        return add(0, spec.ratio**2, zeros)
+    passes = -(-batch_max(rois.num_taps) // _TAPS_PER_PASS)
+    return lax.fori_loop(0, passes, lambda i, total: add(i * _TAPS_PER_PASS, _TAPS_PER_PASS, total), zeros)
 
 
 def _scatter(spec: _Spec, chunk: int, rows: int, cotangent: Array, rois: _Rois) -> Array:
     """The transpose of `_read`: float32 [rows, c] from [n, oh, ow, c]."""
 
-    @custom_vmap
-    def scatter(cotangent, rois):
-        def add_chunk(table, part):
-            cotangent, rois = part
+    def add_chunk(table, part):
+        cotangent, rois = part
 
-            def add(t, table):
-                for row, weight in _tap(rois, t, spec.size):
-                    values = weight[..., None] * cotangent.astype(jnp.float32)
-                    table = table.at[row].add(values, mode="promise_in_bounds", wrap_negative_indices=False)
-                return table
+        def add(t, table):
+            for row, weight in _tap(rois, t, spec.size):
+                values = weight[..., None] * cotangent.astype(jnp.float32)
+                table = table.at[row].add(values, mode="promise_in_bounds", wrap_negative_indices=False)
+            return table
 
-            return lax.fori_loop(0, _num_passes(spec, rois, 1), add, table), None
+        return lax.fori_loop(0, spec.ratio**2 or batch_max(rois.num_taps), add, table), None
 
-        # Boxes with like numbers of samples together, so that few wait for the largest.
-        order = jnp.argsort(-rois.num_taps)
-        parts = _chunks(jax.tree.map(lambda x: x[order], (cotangent, rois)), chunk)
-        return lax.scan(add_chunk, jnp.zeros((rows, cotangent.shape[-1]), jnp.float32), parts)[0]
-
-    @scatter.def_vmap
-    def scatter_batch(images, batched, cotangent, rois):
-        cotangent = _spread(cotangent, batched[0], images)
-        rois = _end_to_end(rois, batched[1], images, rows)
-        table = _scatter(spec, chunk, images * rows, cotangent.reshape(-1, *cotangent.shape[2:]), rois)
-        return table.reshape(images, rows, -1), True
-
-    return scatter(cotangent, rois)
+    # Boxes with like numbers of samples together, so that few wait for the largest.
+    order = jnp.argsort(-rois.num_taps)
+    parts = _chunks(jax.tree.map(lambda x: x[order], (cotangent, rois)), chunk)
+    return lax.scan(add_chunk, jnp.zeros_like(cotangent, jnp.float32, (rows, cotangent.shape[-1])), parts)[0]
 
 
 def _interpolation(spec: _Spec, rois: _Rois, axis: int, length: int) -> Array:
@@ -317,8 +297,8 @@ def _interpolation(spec: _Spec, rois: _Rois, axis: int, length: int) -> Array:
             total = total + jnp.where(hit, (weight[:, None] * share)[:, :, None], 0)
         return total
 
-    start = jnp.zeros((taps.shape[0], spec.size[axis], length), jnp.float32)
-    return lax.fori_loop(0, spec.ratio or jnp.max(taps, initial=0), add, start)
+    start = jnp.zeros_like(taps, jnp.float32, (taps.shape[0], spec.size[axis], length))
+    return lax.fori_loop(0, spec.ratio or batch_max(taps), add, start)
 
 
 def _matmul(spec: _Spec, pyramid: tuple[Array, ...], rois: _Rois) -> Array:
@@ -339,5 +319,5 @@ def _matmul(spec: _Spec, pyramid: tuple[Array, ...], rois: _Rois) -> Array:
 
 
 def _matmul_transpose(spec: _Spec, cotangent: Array, rois: _Rois) -> tuple[Array, ...]:
-    zeros = tuple(jnp.zeros(shape, spec.dtype) for shape in spec.shapes)
+    zeros = tuple(jnp.zeros_like(cotangent, spec.dtype, shape) for shape in spec.shapes)
     return jax.vjp(lambda pyramid: _matmul(spec, pyramid, rois), zeros)[1](cotangent)[0]
