@@ -29,7 +29,7 @@ def optimizer(config: ConfigDict, params: Any) -> tuple[optax.GradientTransforma
         case "sgd":
             rule = (clip, decay, optax.trace(c.momentum))
         case "adamw":
-            rule = (clip, optax.scale_by_adam(), decay)
+            rule = (clip, _adam(), decay)
         case _:
             raise UserError(f"optimizer.name is '{c.name}': choose 'sgd' or 'adamw'")
     rule = optax.chain(*rule, optax.scale_by_learning_rate(rate))
@@ -61,6 +61,17 @@ def schedule(config: ConfigDict) -> optax.Schedule:
         return peak * factor * 0.1**passed
 
     return rate
+
+
+def _adam() -> optax.GradientTransformation:
+    """Adam that also runs under JAX's strict dtype promotion, where Optax's power of a float by an integer is an error."""
+    adam = optax.scale_by_adam()
+
+    def update(updates, state, params=None):
+        with jax.numpy_dtype_promotion("standard"):
+            return adam.update(updates, state, params)
+
+    return optax.GradientTransformation(adam.init, update)
 
 
 def _labels(params: Any, freeze: tuple[str, ...]) -> Any:

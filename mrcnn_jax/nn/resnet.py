@@ -44,14 +44,14 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w 3"], extent: Int[Array, "b 2"] | None, train: bool) -> Pyramid:
-        """Maps by level, 2 to 5, from normalised pixels that are zero beyond `extent`."""
+        """Maps by level, 2 to 5, from normalised pixels; what they hold beyond `extent` is not read."""
         block, counts = _depth(self.depth)
         layers = {
             "conv": partial(Conv, use_bias=not self.norm, dtype=self.dtype),
             "norm": partial(norm, self.norm, eps=self.norm_eps, axis_name=self.axis_name, dtype=self.dtype),
         }
         trained = train and self.frozen_stages < 1
-        x, extent = Stem(self.width, self.deep_stem, **layers, name="stem")(x, extent, trained)
+        x, extent = Stem(self.width, self.deep_stem, **layers, name="stem")(within(x, extent), extent, trained)
         x = x if self.frozen_stages < 1 else lax.stop_gradient(x)
 
         block = nn.remat(block, static_argnums=(3,)) if self.remat else block
