@@ -6,6 +6,8 @@
 `losses` and `detect` are the two programs. A family member is this module with other parts.
 """
 
+from collections.abc import Mapping
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -31,7 +33,7 @@ class RCNN(nn.Module):
     rpn: RPN
     pooler: Pooler
     box: BoxStage
-    tasks: dict[str, nn.Module]
+    tasks: Mapping[str, nn.Module]
     num_samples: int = 512
     positive_fraction: float = 0.25
     positive_iou: float = 0.5
@@ -74,7 +76,7 @@ class RCNN(nn.Module):
 
     def features(self, batch: Batch, *, train: bool) -> Pyramid:
         """The feature pyramid of a batch of uint8 images."""
-        image, canvas = self.pixels(batch.image, batch.size)
+        image, canvas = self.pixels(jnp.asarray(batch.image), jnp.asarray(batch.size))
         return self.fpn(self.backbone(image, canvas, train), train)
 
     def propose(self, pyramid: Pyramid, out, batch: Batch, *, train: bool) -> Proposals:
