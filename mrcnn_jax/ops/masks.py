@@ -4,6 +4,8 @@ The ground truth of an object is a bitmap of m x m cells stretched over its own 
 it is as close to the exact area rule as the polygon rasteriser of the reference.
 """
 
+from functools import partial
+
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int, UInt8
@@ -27,36 +29,38 @@ def crop_targets(
 ) -> Float[Array, "s _size _size"]:
     """What the mask head is to predict inside each sampled box: the object's mask, resampled to size x size.
 
-    Each of the size x size centres reads the bitmap bilinearly; outside the object's box there is nothing. The result
-    is 0 or 1 (at least one half, as in Detectron2) or, if `soft`, in between (as in torchvision, which instead averages
-    a full-size bitmap over each cell). A sample whose boxes are not finite or have no area gives zeros. Bitmaps
-    are unpacked for a few samples at a time, so that memory does not grow with the number of objects.
+    The bitmap is read bilinearly; outside the object's box there is nothing. As Detectron2's, a target is 0 or 1:
+    whether the centre of its cell reads at least one half. As torchvision's, it is `soft`: the mean of four samples of
+    the cell, each half a pixel to the lower right, since the reference pools with an RoIAlign that is not aligned. A
+    sample whose boxes are not finite or have no area gives zeros. Bitmaps are unpacked for a few samples at a time, so
+    that memory does not grow with the number of objects.
     """
-    side = masks_packed.shape[-2]
+    m = masks_packed.shape[-2]
+    per_cell, shift = (2, 0.5) if soft else (1, 0.0)
+    product = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
-    def crop(args: tuple[Array, Array]) -> Array:
-        index, box = args
-        bits = unpack(masks_packed[index]).astype(jnp.float32)
+    def crop(sample: tuple[Array, Array]) -> Array:
+        index, box = sample
         gt = gt_boxes[index]
-        rows = _interpolation(gt[1], gt[3], box[1], box[3], side, size)
-        columns = _interpolation(gt[0], gt[2], box[0], box[2], side, size)
-        return jnp.matmul(
-            jnp.matmul(rows, bits, precision=lax.Precision.HIGHEST), columns.T, precision=lax.Precision.HIGHEST
+        rows, columns = (
+            _interpolation(gt[axis], gt[axis + 2], box[axis] + shift, box[axis + 2] + shift, m, size, per_cell)
+            for axis in (1, 0)
         )
+        return product(product(rows, unpack(masks_packed[index]).astype(jnp.float32)), columns.T)
 
     index = jnp.clip(gt_index, 0, masks_packed.shape[0] - 1)
     target = lax.map(crop, (index, boxes), batch_size=_CHUNK)
     return target if soft else (target >= 0.5).astype(jnp.float32)
 
 
-def _interpolation(gt_low: Array, gt_high: Array, low: Array, high: Array, cells: int, size: int) -> Array:
-    """Matrix [size, cells] that reads a bitmap's axis, which spans gt_low..gt_high, at the centres of low..high."""
+def _interpolation(gt_low: Array, gt_high: Array, low: Array, high: Array, m: int, size: int, per_cell: int) -> Array:
+    """Matrix [size, m] that reads a bitmap's axis, which spans gt_low..gt_high, in each of the cells of low..high."""
     known = (gt_high > gt_low) & (high > low) & jnp.isfinite(gt_high - gt_low) & jnp.isfinite(high - low)
     gt_low, gt_high, low, high = (jnp.where(known, x, i) for i, x in enumerate((gt_low, gt_high, low, high)))
-    centres = low + (jnp.arange(size, dtype=jnp.float32) + 0.5) * ((high - low) / size)
-    position = (centres - gt_low) * (cells / (gt_high - gt_low))
-    weight = 1 - jnp.abs(position[:, None] - 0.5 - jnp.arange(cells, dtype=jnp.float32)[None, :])
-    return jnp.where(known, jnp.maximum(weight, 0), 0)
+    fraction = (jnp.arange(size * per_cell, dtype=jnp.float32) + 0.5) / (size * per_cell)
+    position = (low + fraction * (high - low) - gt_low) * (m / (gt_high - gt_low)) - 0.5
+    weight = jnp.maximum(1 - jnp.abs(position[:, None] - jnp.arange(m, dtype=jnp.float32)[None, :]), 0)
+    return jnp.where(known, weight.reshape(size, per_cell, m).mean(axis=1), 0)
 
 
 def select_class(mask_logits: Float[Array, "s m m k"], classes: Int[Array, " s"]) -> Float[Array, "s m m"]:

@@ -25,7 +25,7 @@ Pyramid = Sequence[Float[Array, "_h _w _c"]]
 
 # A row with NaN or with coordinates of this many pixels only fills up the array: it is pooled to zeros.
 _LARGEST_COORDINATE = 1e5
-# Adaptive sampling adds this many samples to every bin in one pass over the output.
+# Samples added to every bin in one pass over the output.
 _TAPS_PER_PASS = 4
 # Boxes whose gradients are scattered together. Few keep a CPU in its cache; many keep a GPU busy.
 _SCATTER_CHUNK_CPU = 16
@@ -38,7 +38,7 @@ def assign_levels(
     boxes: Float[Array, "n 4"],
     min_level: int = 2,
     max_level: int = 5,
-    canonical_size: float = 224,
+    canonical_size: int | float = 224,
     canonical_level: int = 4,
     eps: float = 1e-8,
 ) -> Int[Array, " n"]:
@@ -57,7 +57,7 @@ def assign_levels(
 def roi_align(
     pyramid: Pyramid,
     extents: Sequence[Int[Array, "2"]] | Int[Array, "l 2"],
-    strides: Sequence[float] | Float[Array, " l"],
+    strides: Sequence[int | float] | Float[Array, " l"],
     boxes: Float[Array, "n 4"],
     *,
     size: int | tuple[int, int],
@@ -137,7 +137,7 @@ class _Spec(NamedTuple):
         return list(accumulate((height * width for height, width, _ in self.shapes), initial=0))
 
 
-def divide(x: Float[Array, "*n"], y: float) -> Float[Array, "*n"]:
+def divide(x: Float[Array, "*n"], y: int | float) -> Float[Array, "*n"]:
     """A correctly rounded division, on which exact counts depend.
 
     By a constant the compiler would multiply with the rounded reciprocal, and 105 / 7 exceed 15; hence a divisor that
@@ -147,7 +147,7 @@ def divide(x: Float[Array, "*n"], y: float) -> Float[Array, "*n"]:
 
 
 def _locate(
-    spec: _Spec, boxes: Array, levels: Array, extents: Array, strides: Sequence[float] | Array, aligned: bool
+    spec: _Spec, boxes: Array, levels: Array, extents: Array, strides: Sequence[int | float] | Array, aligned: bool
 ) -> _Rois:
     known = jnp.all(jnp.abs(boxes) < _LARGEST_COORDINATE, axis=1, keepdims=True)
     stride = jnp.asarray(strides, jnp.float32)[levels]
@@ -250,18 +250,18 @@ def _gather_transpose(spec: _Spec, chunk: int, cotangent: Array, rois: _Rois) ->
 def _read(spec: _Spec, table: Array, rois: _Rois) -> Array:
     """Float32 [n, oh, ow, c] from [rows, c]."""
 
-    def add(first, taps, total):
-        for k in range(taps):
-            for row, weight in _tap(rois, first + k, spec.size):
+    num_taps = spec.ratio**2 or batch_max(rois.num_taps)
+    taps_per_pass = min(spec.ratio**2 or _TAPS_PER_PASS, _TAPS_PER_PASS)
+
+    def add_pass(i, total):
+        for k in range(taps_per_pass):
+            for row, weight in _tap(rois, i * taps_per_pass + k, spec.size):
                 values = table.at[row].get(mode="promise_in_bounds", wrap_negative_indices=False)
                 total = total + weight[..., None] * values.astype(jnp.float32)
         return total
 
     zeros = jnp.zeros_like(table, jnp.float32, (rois.level.shape[0], *spec.size, table.shape[1]))
-    if spec.ratio > 0:
-        return add(0, spec.ratio**2, zeros)
-    passes = -(-batch_max(rois.num_taps) // _TAPS_PER_PASS)
-    return lax.fori_loop(0, passes, lambda i, total: add(i * _TAPS_PER_PASS, _TAPS_PER_PASS, total), zeros)
+    return lax.fori_loop(0, -(-num_taps // taps_per_pass), add_pass, zeros)
 
 
 def _scatter(spec: _Spec, chunk: int, rows: int, cotangent: Array, rois: _Rois) -> Array:

@@ -26,7 +26,7 @@ def roi_pool(
     boxes: Float[Array, "n 4"],
     *,
     size: int | tuple[int, int],
-    stride: float,
+    stride: int | float,
 ) -> Float[Array, "n _oh _ow c"]:
     """The maximum over each bin, [n, size, size, c]; a bin outside the map or without cells is 0.
 
@@ -48,7 +48,7 @@ class _Bins(NamedTuple):
     right: Int[Array, "n ow"]
 
 
-def _locate(extent: Array, boxes: Array, size: tuple[int, int], stride: float) -> _Bins:
+def _locate(extent: Array, boxes: Array, size: tuple[int, int], stride: int | float) -> _Bins:
     known = jnp.all(jnp.abs(boxes) < _LARGEST_COORDINATE, axis=1)
     cells = jnp.where(known[:, None], boxes, 0).astype(jnp.float32) / stride
     whole = jnp.trunc(cells)
