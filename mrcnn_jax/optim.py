@@ -53,7 +53,7 @@ def schedule(config: ConfigDict) -> optax.Schedule:
 
     def rate(step):
         step = jnp.asarray(step, jnp.float32)
-        warm = jnp.minimum(step / max(c.warmup_steps, 1), 1.0) if c.warmup_steps else jnp.float32(1)
+        warm = jnp.minimum(step / c.warmup_steps, 1.0) if c.warmup_steps else jnp.float32(1)
         factor = c.warmup_factor * (1 - warm) + warm
         if c.schedule == "cosine":
             return peak * factor * 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(step / config.train.steps, 1.0)))
@@ -64,7 +64,7 @@ def schedule(config: ConfigDict) -> optax.Schedule:
 
 
 def _adam() -> optax.GradientTransformation:
-    """Adam that also runs under JAX's strict dtype promotion, where Optax's power of a float by an integer is an error."""
+    """Adam that also runs under strict dtype promotion, where Optax's power of a float by an integer is an error."""
     adam = optax.scale_by_adam()
 
     def update(updates, state, params=None):

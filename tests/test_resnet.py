@@ -73,8 +73,8 @@ def variables_of(model, *args):
     return jax.tree_util.tree_map_with_path(fill, shapes)
 
 
-def check_same_when_padded(model, shape, padded_shape):
-    """What a model makes of a map alone is what it makes of it at the corner of a larger array that is NaN elsewhere."""
+def alone_and_padded(model, shape, padded_shape):
+    """What a model makes of a map alone, and at the corner of a larger array that is NaN elsewhere."""
     x = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
     padded = jnp.full(padded_shape, jnp.nan).at[:, : shape[1], : shape[2]].set(x)
     variables = variables_of(model, x)
@@ -97,7 +97,7 @@ def check_map(expected, actual, extent):
 def test_an_image_alone_has_the_features_it_has_in_a_larger_array(kind, deep_stem, frozen):
     model = ResNet(10, width=16, norm=kind, deep_stem=deep_stem, frozen_stages=frozen)
     # An odd size: every level rounds up.
-    expected, actual = check_same_when_padded(model, (1, 53, 37, 3), (1, 80, 64, 3))
+    expected, actual = alone_and_padded(model, (1, 53, 37, 3), (1, 80, 64, 3))
     for level in range(2, 6):
         check_map(expected[level][0], *actual[level])
 
@@ -108,7 +108,7 @@ def test_a_bottleneck_is_blind_to_padding(stride_in_1x1):
         planes=4, inner=8, stride=2, groups=2, stride_in_1x1=stride_in_1x1,
         last_scale_init=nn.initializers.ones_init(), conv=Conv, norm=partial(norm, "gn"),
     )  # fmt: skip
-    expected, actual = check_same_when_padded(model, (1, 7, 6, 8), (1, 10, 9, 8))
+    expected, actual = alone_and_padded(model, (1, 7, 6, 8), (1, 10, 9, 8))
     check_map(expected[0], *actual)
 
 
