@@ -95,7 +95,7 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         grads, shares, watched, stats = (gradient if accumulate == 1 else accumulated)(state, batch, key)
         grads, shares, watched = add_up((grads, shares, watched))
-        loss, norm = sum(shares.values()), optax.global_norm(grads)
+        loss, norm = sum(shares.values()), optax.tree.norm(grads)
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

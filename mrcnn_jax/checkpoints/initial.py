@@ -75,7 +75,7 @@ def _folded_resnet(path: Path) -> dict[str, np.ndarray]:
         if module == "fc":
             continue
         if module == "conv1":
-            conv, norm = "stem/conv1", "stem/norm1"
+            conv, norm = "stem/conv1", "stem/norm"
         else:
             layer, block, *rest = module.split(".")
             where = f"{_STAGES[layer]}_{block}"
