@@ -71,7 +71,8 @@ def roi_align(
     Args:
         pyramid: maps [h, w, c], finest first.
         extents: height and width, in cells, of the part of each map that belongs to the image. Samples are read as if
-            the map ended there: up to one cell beyond it repeats the border, further out is zero.
+            the map ended there: up to one cell beyond it repeats the border, further out is zero. What the
+            array holds beyond has no weight, but must be finite for `matmul`.
         strides: pixels to a cell, for each map.
         boxes: xyxy in pixels. A row with NaN or a coordinate beyond 1e5 gives zeros. The time of adaptive sampling
             follows the largest box, so clip boxes to the image.
@@ -82,7 +83,7 @@ def roi_align(
         levels: index into the pyramid for every box.
         implementation: by default what suits the platform.
     """
-    size = (size, size) if isinstance(size, int) else tuple(size)
+    size = (size, size) if isinstance(size, int) else size
     spec = _Spec(size, sampling_ratio, tuple(features.shape for features in pyramid), pyramid[0].dtype)
     rois = _locate(
         spec, boxes, jnp.clip(levels, 0, len(pyramid) - 1), jnp.asarray(extents, jnp.int32), strides, aligned

@@ -34,7 +34,7 @@ def roi_pool(
     a cell. Box corners are rounded to cells, halves away from zero, and both corner cells belong to the box; bins
     overlap where they share a cell. A row with NaN or a coordinate beyond 1e5 gives zeros.
     """
-    size = (size, size) if isinstance(size, int) else tuple(size)
+    size = (size, size) if isinstance(size, int) else size
     bins = _locate(extent.astype(jnp.int32), boxes, size, stride)
     return _pool(features.shape, features.dtype, features, bins)
 
