@@ -52,7 +52,7 @@ class BoxStage(nn.Module):
         box = box_loss(deltas, targets, samples.positive, self.beta)
         return {"box_class": (classification, weight), "box_regression": (box, weight)}
 
-    def detect(self, out: BoxOutput, proposals: Proposals, size: Int[Array, " 2"]) -> Detections:
+    def detect(self, out: BoxOutput, proposals: Proposals, size: Float[Array, " 2"]) -> Detections:
         """Detections of ONE image: threshold, decode, clip, suppress a class at a time, keep the best."""
         num_classes = out.logits.shape[-1] - 1
         scores = jax.nn.softmax(out.logits, axis=-1)[:, 1:]

@@ -82,7 +82,7 @@ class RPN(nn.Module):
             "rpn_box": (box_loss(out.deltas, targets, positive, self.beta), weight),
         }
 
-    def propose(self, out: RPNOutput, size: Int[Array, " 2"], level_sizes: Sequence[int], *, train: bool) -> Proposals:
+    def propose(self, out: RPNOutput, size: Float[Array, " 2"], level_sizes: Sequence[int], *, train: bool) -> Proposals:
         """The best boxes of ONE image after non-maximum suppression on each level; no gradient flows through them."""
         num_candidates, num_proposals = (counts[0 if train else 1] for counts in (self.pre_nms, self.post_nms))
         num_candidates = min(num_candidates, max(level_sizes))
@@ -98,7 +98,7 @@ class RPN(nn.Module):
         best, valid = top_k_valid(merged.scores, merged.valid, num_proposals)
         return Proposals(merged.boxes[best], merged.scores[best], valid)
 
-    def _candidates(self, out: RPNOutput, size: Int[Array, " 2"], num: int) -> Proposals:
+    def _candidates(self, out: RPNOutput, size: Float[Array, " 2"], num: int) -> Proposals:
         """The `num` anchors of one level with the highest logits, decoded and clipped to the image."""
         best, valid = top_k_valid(out.logits, out.valid, num)
         boxes = box_ops.clip(box_ops.decode(out.deltas[best], out.anchors[best], BOX_WEIGHTS), size)
