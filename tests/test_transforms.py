@@ -5,6 +5,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 from pycocotools import mask as rle
 
 from mrcnn_jax.data import transforms
@@ -101,14 +102,32 @@ def test_resize_float_gives_torchvision_pixels_and_boxes(index):
     np.testing.assert_allclose(boxes, GOLDEN[f"tv.resized_boxes.{index}"], rtol=1e-6)
 
 
-def test_pil_resize_gives_detectron2_pixels():
-    # The top rows of a 300 x 360 image at 256 x 307; the last two of 64 rows would see what was cut off.
-    resized = transforms.resize(GOLDEN["d2.image_rgb"], (64, 307), "pil")
-    np.testing.assert_array_equal(resized[:62, :, ::-1], GOLDEN["d2.resized_bgr"])
+def blots(height: int, width: int) -> np.ndarray:
+    """A smooth random picture."""
+    small = np.random.default_rng(0).integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
+    return cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def triangle_filter(old: int, new: int) -> np.ndarray:
+    """Weights [new, old] of a bilinear filter that widens as it shrinks, which is what keeps Pillow free of aliases."""
+    scale = max(old / new, 1.0)
+    distance = (np.arange(old) + 0.5) - (np.arange(new)[:, None] + 0.5) * old / new
+    weights = np.maximum(1 - np.abs(distance) / scale, 0)
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("shape", [(64, 307), (40, 100), (150, 500)])
+def test_pil_resize_is_detectron2s(shape):
+    image = blots(80, 360)
+    resized = transforms.resize(image, shape, "pil")
+    # Detectron2's own call, and what it computes.
+    np.testing.assert_array_equal(resized, Image.fromarray(image).resize(shape[::-1], Image.Resampling.BILINEAR))
+    exact = np.einsum("yi,xj,ijc->yxc", triangle_filter(80, shape[0]), triangle_filter(360, shape[1]), image)
+    np.testing.assert_allclose(resized, exact, atol=1.01)
 
 
 def test_interpolations_agree_when_enlarging():
-    image = GOLDEN["d2.image_rgb"]
+    image = blots(80, 360)
     exact = transforms.resize_float(image, (120, 500))
     for name in ("pil", "cv2", "torchvision"):
         assert np.abs(transforms.resize(image, (120, 500), name) - exact).max() < 1.5, name
