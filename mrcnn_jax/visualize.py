@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
 from mrcnn_jax.data.dataset import Record
+from mrcnn_jax.data.segmentations import decode
 from mrcnn_jax.errors import UserError
 from mrcnn_jax.labels import Colour, Label, font, write_labels
 
@@ -35,11 +36,9 @@ def truth(record: Record) -> Truth:
     masks = np.zeros((len(record.boxes), record.height, record.width), bool)
     for mask, segmentation in zip(masks, record.segmentations, strict=True):
         if isinstance(segmentation, dict):
-            mask[:] = coco_mask.decode(segmentation)
+            mask[:] = decode(segmentation)
         elif segmentation:
-            mask[:] = coco_mask.decode(
-                coco_mask.merge(coco_mask.frPyObjects(segmentation, record.height, record.width))
-            )
+            mask[:] = decode(coco_mask.merge(coco_mask.frPyObjects(segmentation, record.height, record.width)))
     keypoints = None
     if record.keypoints is not None:
         keypoints = record.keypoints + np.array([0.5, 0.5, 0], np.float32)

@@ -6,8 +6,6 @@ from pycocotools import mask as rle
 
 from mrcnn_jax.data.object_masks import box_mask, clip_polygon, visible_box
 
-# pycocotools' compiled part does not know NumPy 2's `copy` argument.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
 L_SHAPE = [10.0, 10.0, 50.0, 10.0, 50.0, 25.0, 30.0, 25.0, 30.0, 70.0, 10.0, 70.0]
 

@@ -15,8 +15,6 @@ from mrcnn_jax.data.dataset import Category, Dataset, Record
 from mrcnn_jax.data.transforms import Example
 from mrcnn_jax.errors import UserError
 
-# pycocotools' compiled part does not know NumPy 2's `copy` argument.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
 CATEGORIES = (Category(7, "block", ("left", "right"), (1, 0)), Category(9, "other"))
 

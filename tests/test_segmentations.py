@@ -78,9 +78,11 @@ class TestSegmentations:
             flat = np.concatenate([[False], mask.reshape(-1, order="F"), [False]])
             edges = np.flatnonzero(np.diff(flat.astype(np.int8)))
             expected = np.diff(np.concatenate([[0], edges, [mask.size]]))
-            found = segmentations.runs(rle.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"])
+            packed = rle.encode(np.asfortranarray(mask.astype(np.uint8)))
+            found = segmentations.runs(packed["counts"])
             np.testing.assert_array_equal(found, expected[: len(found)])
             assert found.sum() == mask.size
+            np.testing.assert_array_equal(segmentations.decode(packed), mask)
 
     @pytest.mark.parametrize(
         ("changes", "finding"),

@@ -12,7 +12,6 @@ from mrcnn_jax.labels import Label, write_labels
 from mrcnn_jax.visualize import curves, draw, save, sheet, truth
 
 # From inside pycocotools' decode, under NumPy 2.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
 CLASSES = ("cat", "dog")
 

@@ -12,6 +12,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 from pycocotools import mask as rle
 
+from mrcnn_jax.data.segmentations import decode
+
 # Polygons that reach further than this many boxes beyond the box are cut first: the rasteriser walks every outline.
 _REACH = 2.0
 
@@ -34,7 +36,7 @@ def box_mask(
     if not (x2 > x1 and y2 > y1):
         return np.zeros((size, size), bool)
     if isinstance(segmentation, dict):
-        return _sample(rle.decode(segmentation), np.array([x1, y1]), np.array([x2, y2]), size)
+        return _sample(decode(segmentation), np.array([x1, y1]), np.array([x2, y2]), size)
     polygons = []
     origin, scale = np.array([x1, y1]), size / np.array([x2 - x1, y2 - y1])
     for flat in segmentation:
@@ -45,7 +47,7 @@ def box_mask(
             polygons.append(points.reshape(-1))
     if not polygons:
         return np.zeros((size, size), bool)
-    return rle.decode(rle.merge(rle.frPyObjects(polygons, size, size))).astype(bool)
+    return decode(rle.merge(rle.frPyObjects(polygons, size, size))).astype(bool)
 
 
 def visible_box(
@@ -59,7 +61,7 @@ def visible_box(
     if isinstance(segmentation, dict):
         # The pixels whose centres are inside.
         x1, y1, x2, y2 = np.clip(np.ceil(window - 0.5), 0, [width, height, width, height]).astype(int)
-        inside = rle.decode(segmentation)[y1:y2, x1:x2]
+        inside = decode(segmentation)[y1:y2, x1:x2]
         ys, xs = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
         if not len(ys):
             return None
