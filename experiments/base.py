@@ -22,12 +22,14 @@ def experiment(name: str, model: ConfigDict) -> ConfigDict:
         # Large-scale jitter: (smallest, largest) scale of a square bucket; None is none.
         "jitter": None,
         "max_objects": 100, "mask_size": 112, "keypoints": False, "keep_empty": False, "num_workers": 4,
-        # Only for 'shapes'.
-        "num_train": 10_000, "num_val": 400, "size": (128, 128),
+        # Only for 'shapes'; `scale` is the size of objects as a share of the image's.
+        "num_train": 10_000, "num_val": 400, "size": (128, 128), "scale": (0.1, 0.7),
     })  # fmt: skip
     config.train = ConfigDict({
         "batch_size": 16, "steps": 90_000, "accumulate": 1, "ema": 0.0, "log_every": 20, "eval_every": 10_000,
         "save_every": 5_000, "keep_last": 2,
+        # As how many devices a CPU counts: its cores then work side by side.
+        "cpu_devices": 1,
         # Weights to start from: a run's folder, a checkpoint, or a ResNet in an .npz. Empty: random.
         "init": "",
     })  # fmt: skip

@@ -1,5 +1,6 @@
 """Data parallelism: one mesh axis over all devices of all hosts."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,17 @@ def make_mesh(num_devices: int | None = None) -> Mesh:
     """A one-axis mesh over all devices, or over the first `num_devices`."""
     devices = jax.devices()[:num_devices]
     return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def split_cpu(num_devices: int) -> None:
+    """Let the CPU count as several devices, where that can still be chosen; GPUs and TPUs are not affected.
+
+    XLA runs much of a small training step on one core. With the batch split over as many devices as there are cores, all of
+    them work.
+    """
+    # Once JAX has started, in a notebook or a test, it keeps the devices that it has.
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", num_devices)
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:

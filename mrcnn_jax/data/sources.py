@@ -19,7 +19,7 @@ def load(config: ConfigDict, split: str, categories: Sequence[Category] | None =
     data = config.data
     if data.kind == "shapes":
         count = data.num_train if split == "train" else data.num_val
-        return shapes.load(split, count, seed=config.seed, size=tuple(data.size)), []
+        return shapes.load(split, count, seed=config.seed, size=tuple(data.size), scale=tuple(data.scale)), []
     if data.kind not in ("coco", "tfds"):
         raise UserError(f"config.data.kind='{data.kind}' is not known: use 'coco', 'tfds' or 'shapes'")
     if data.kind == "tfds":

@@ -58,9 +58,10 @@ class RCNN(nn.Module):
         for task in self.tasks.values():
             found = self.read(task, pyramid, first.boxes, first.positive, train=True)
             losses |= vmap(task.losses)(found, first, batch.gt)
-        return _over_images(losses, batch.valid), _over_images(
-            vmap(_watch)(box.logits, samples, proposals), batch.valid
-        )
+        watched = vmap(_watch)(box.logits, samples, proposals)
+        if batch.num_dropped is not None:
+            watched["dropped_objects"] = (batch.num_dropped.astype(jnp.float32), jnp.ones(batch.valid.shape))
+        return _over_images(losses, batch.valid), _over_images(watched, batch.valid)
 
     def detect(self, batch: Batch) -> Detections:
         """The best detections of each image, in pixels of the padded image."""
