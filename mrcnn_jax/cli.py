@@ -17,7 +17,7 @@ _OVERRIDES = "Every key of the experiment can be changed: --config.train.steps=1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command. Exit status: 0, 1 (`check` found errors), 2 (an error, told in one line) or 130 (Ctrl-C)."""
+    """Runs one command. Exit status: 0, 1 (`check` found something wrong), 2 (an error, told in one line) or 130 (Ctrl-C)."""
     parser = _parser()
     options, overrides = _parse(parser, sys.argv[1:] if arguments is None else list(arguments))
     try:
@@ -121,6 +121,8 @@ def _parse(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[argpa
         parser.error("check: give --images and --annotations, or --config")
     if options.command == "eval" and not (options.workdir or options.checkpoint):
         parser.error("eval: give --workdir or --checkpoint")
+    if options.command == "eval" and (model := [o for o in overrides if o.startswith("model.")]):
+        parser.error(f"eval: --config.{model[0]} has no effect: the model's config comes with its weights")
     return options, overrides
 
 

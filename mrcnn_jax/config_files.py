@@ -38,9 +38,25 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise UserError(f"{path}: get_config returned {type(config).__name__}, not a ConfigDict")
     config.unlock()
-    for override in overrides:
-        _apply(config, override)
+    for assignment in overrides:
+        _apply(config, assignment)
     return config.lock()
+
+
+def override(config: ConfigDict, key: str, value: Any) -> None:
+    """Sets a dotted key to a value of the type that it has; `None` fits wherever no text is expected.
+
+    Raises:
+        UserError: there is no such key, or the value has another type.
+    """
+    node, name = _locate(config, key)
+    old = node[name]
+    if old is not None and not (value is None and not isinstance(old, str)):
+        fitted = _fit(value, old)
+        if fitted is None:
+            raise _misfit(key, repr(value), old)
+        value = fitted
+    node[name] = value
 
 
 def _split(source: str) -> tuple[Path, str]:
@@ -80,10 +96,16 @@ def _where(error: Exception, path: Path) -> str:
     return f"{path}:{lines[-1]}: {type(error).__name__}: {error}" if lines else f"{type(error).__name__}: {error}"
 
 
-def _apply(config: ConfigDict, override: str) -> None:
-    key, equals, text = override.partition("=")
+def _apply(config: ConfigDict, assignment: str) -> None:
+    key, equals, text = assignment.partition("=")
     if not equals:
-        raise UserError(f"--config.{override} has no value: write --config.{key}=VALUE")
+        raise UserError(f"--config.{key} has no value: write --config.{key}=VALUE")
+    node, name = _locate(config, key)
+    node[name] = _parse(key, text, node[name])
+
+
+def _locate(config: ConfigDict, key: str) -> tuple[ConfigDict, str]:
+    """The group in which a dotted key is, and its name there."""
     *groups, name = key.split(".")
     node: Any = config
     for depth, group in enumerate([*groups, name]):
@@ -95,7 +117,7 @@ def _apply(config: ConfigDict, override: str) -> None:
     if isinstance(node[name], ConfigDict):
         inside = ", ".join(f"config.{key}.{child}" for child in list(node[name])[:4])
         raise UserError(f"config.{key} is a group: set one of its keys, such as {inside}")
-    node[name] = _parse(key, text, node[name])
+    return node, name
 
 
 def _keys(config: ConfigDict, prefix: str = "") -> Iterable[str]:
@@ -125,12 +147,16 @@ def _parse(key: str, text: str, old: Any) -> Any:
         return value
     fitted = _fit(value, old)
     if fitted is None:
-        example = f"such as {old}" if old != () else "such as (1,2)"
-        raise UserError(f"config.{key}={text} is not {_NOUNS[type(old)]}, {example}")
+        raise _misfit(key, text, old)
     return fitted
 
 
-_NOUNS = {bool: "true or false", int: "a whole number", float: "a number", tuple: "a tuple", list: "a list"}
+def _misfit(key: str, text: str, old: Any) -> UserError:
+    example = f"such as {old}" if old != () else "such as (1,2)"
+    return UserError(f"config.{key}={text} is not {_NOUNS[type(old)]}, {example}")
+
+
+_NOUNS = {str: "a text", bool: "true or false", int: "a whole number", float: "a number", tuple: "a tuple", list: "a list"}
 
 
 def _fit(value: Any, old: Any) -> Any:

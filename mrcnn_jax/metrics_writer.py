@@ -3,6 +3,7 @@
 import csv
 import os
 import time
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import SupportsFloat
@@ -31,6 +32,8 @@ class MetricsWriter:
         # tensorboardX's file writer itself, not its SummaryWriter, which writes later from another thread. It names
         # files by the second and overwrites: a resumed run must not land on the name of the one before.
         self._events = EventsWriter(str(workdir / "tensorboard" / "events"), f".{time.time_ns()}")
+        # Also where an error ends the run before `close`.
+        self._finish = weakref.finalize(self, self._events.close)
         # TensorBoard drops what it has of this step and later.
         self._event(step + 1, session_log=SessionLog(status=SessionLog.START))
         self._events.flush()
@@ -57,7 +60,7 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Closes the event file."""
-        self._events.close()
+        self._finish()
 
     def _event(self, step: int, **what: SessionLog | Summary) -> None:
         self._events.write_event(Event(wall_time=time.time(), step=step, **what))

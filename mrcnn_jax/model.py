@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from mrcnn_jax.checkpoints.metadata import categories_from, config_from_dict
 from mrcnn_jax.checkpoints.state import load_params
+from mrcnn_jax.config_files import override
 from mrcnn_jax.data import images as image_files
 from mrcnn_jax.data.dataset import Category
 from mrcnn_jax.data.transforms import resize, resized_shape
@@ -139,25 +140,27 @@ def empty_batch(batch_size: int, shape: tuple[int, int]) -> Batch:
 
 
 def create(name: str, num_classes: int, **overrides: Any) -> Model:
-    """A named architecture without weights; `overrides` maps dotted config keys to values, e.g. {"box.beta": 0.5}."""
+    """A named architecture without weights; `overrides` maps dotted config keys to values, e.g. {"box.beta": 0.5}.
+
+    Raises `UserError` for a name, a key or a type of value that does not exist.
+    """
     config = zoo.named(name)
     config.num_classes = num_classes
-    config.update_from_flattened_dict(overrides)
+    for key, value in overrides.items():
+        override(config, key, value)
     return Model(config, tuple(Category(i + 1, f"class {i + 1}") for i in range(num_classes)))
 
 
 def load(path: str | Path, overrides: dict[str, Any] | None = None) -> Model:
     """The model in a run's folder or a checkpoint, with its classes and preprocessing.
 
-    `overrides` maps dotted keys of the model config to values, e.g. {"box.score_threshold": 0.5}.
+    `overrides` maps dotted keys of the model config to values, e.g. {"box.score_threshold": 0.5}. Raises `UserError` where
+    there is no checkpoint, or for a key or a type of value that does not exist.
     """
     params, batch_stats, metadata = load_params(Path(path))
     config = config_from_dict(metadata["config"]).model
     for key, value in (overrides or {}).items():
-        try:
-            config.update_from_flattened_dict({key: value})
-        except (KeyError, TypeError) as error:
-            raise UserError(f"overrides: {key}={value!r} does not fit the model's config: {error}") from None
+        override(config, key, value)
     categories = categories_from(metadata)
     return Model(config, categories, jax.tree.map(jnp.asarray, {"params": params, "batch_stats": batch_stats}))
 

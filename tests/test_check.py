@@ -76,7 +76,7 @@ def test_json_holds_the_findings(folder):
     assert content["images"] == 3
     assert content["classes"][0]["name"] == "cat"
     assert content["findings"]["error"][0] == {
-        "text": "image that is not on disk, left out",
+        "text": "image that is not on disk, fetch it or take it out of the annotations",
         "what": "image",
         "count": 1,
         "ids": ["2 2.png"],
@@ -86,7 +86,9 @@ def test_json_holds_the_findings(folder):
 def test_missing_image_is_an_error(folder):
     (folder / "2.png").unlink()
     result = run(folder)
-    assert result.errors == ["image that is not on disk, left out: 1 (image 2 2.png)"]
+    assert result.errors == [
+        "image that is not on disk, fetch it or take it out of the annotations: 1 (image 2 2.png)"
+    ]
     assert any("annotation of an image that is left out" in line for line in result.warnings)
 
 

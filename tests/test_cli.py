@@ -210,6 +210,7 @@ def test_a_full_disk_and_ctrl_c_are_one_line(experiment, monkeypatch, capsys, tm
         (["check", "--images=x"], "give --images and --annotations, or --config"),
         (["eval"], "give --workdir or --checkpoint"),
         (["eval", "--workdir=x", "--config.train.steps=3"], "changes an experiment: name it with --config=FILE"),
+        (["eval", "--workdir=x", "--config=y.py", "--config.model.box.size=3"], "comes with its weights"),
         (["score", "--gt=a"], "--dt"),
         (["train", "--config=x.py", "--workdr=x"], "--workdir"),
     ],
@@ -245,8 +246,8 @@ def test_check_reads_both_sets_of_a_config_and_tells_of_a_picture_in_both(tmp_pa
     paths = {f"{split}_{what}": f"{split}{end}" for split in ("train", "val") for what, end in
              (("images", ""), ("annotations", ".json"))}  # fmt: skip
     config = ConfigDict({"data": {"kind": "coco", "root": str(tmp_path), **paths}})
-    assert check_command.run(config, None, None, tmp_path / "findings.json") == 0
-    assert "1 pictures are in train and in val" in capsys.readouterr().out
+    assert check_command.run(config, None, None, tmp_path / "findings.json") == 1
+    assert "warning: picture of train in val, which flatters figures" in capsys.readouterr().out
     assert set(json.loads((tmp_path / "findings.json").read_text())) == {"train", "val"}
     (tmp_path / "val" / "a.png").write_bytes(b"")
     assert check_command.run(config, None, None, None) == 1

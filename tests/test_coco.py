@@ -129,16 +129,17 @@ class TestImages:
     def test_a_name_never_takes_anothers_file(self, folder):
         content = sound()
         content["images"][0]["file_name"] = "other/b.png"
-        dataset, report = read(folder, content)
-        assert [r.file_name for r in dataset.records] == ["b.png"]
-        assert "not on disk, left out: 1 (image 1 other/b.png)" in report.warnings[0]
+        with pytest.raises(UserError, match=r"not on disk, .*: 1 \(image 1 other/b\.png\)"):
+            read(folder, content)
 
-    def test_missing_is_left_out_with_its_annotations(self, folder):
+    def test_missing_stops_a_run_and_the_rest_is_still_looked_at(self, folder):
         (folder / "images" / "a.png").unlink()
-        dataset, report = read(folder, sound())
+        with pytest.raises(UserError, match=r"not on disk, fetch it .*: 1 \(image 1 a\.png\)"):
+            read(folder, sound())
+        dataset, report = read(folder, sound(), action=coco.read)
         assert [r.image_id for r in dataset.records] == [2]
         assert dataset.records[0].classes.tolist() == [2]
-        assert "annotation of an image that is left out, dropped: 1 (annotation 1)" in report.warnings[1]
+        assert "annotation of an image that is left out, dropped: 1 (annotation 1)" in report.warnings[0]
 
     def test_none_there(self, folder):
         with pytest.raises(UserError, match=r"none of its 2 images is found \(tried .*a\.png.*b\.png"):

@@ -296,7 +296,7 @@ def _told_to_the_user(folder: Path) -> Iterator[None]:
             raise UserError(
                 f"{folder}: the disk is full; earlier checkpoints are intact: free some space and run the same command"
             ) from error
-        if isinstance(error, PermissionError | FileExistsError | NotADirectoryError):
+        if isinstance(error, OSError):
             raise UserError(f"{folder} cannot be written ({_first_line(error)}): choose another folder") from error
         raise
 

@@ -1,36 +1,46 @@
 """`mrcnn check`: what is wrong with a data set, before a run finds out."""
 
-import json
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from mrcnn_jax.data.check import check
+from mrcnn_jax.data.check import CheckResult, check
+from mrcnn_jax.data.report import Report
 from mrcnn_jax.data.sources import coco_paths
 from mrcnn_jax.errors import UserError
+from mrcnn_jax.evaluation.results import write_json
 
 
 def run(config: ConfigDict | None, images: Path | None, annotations: Path | None, json_path: Path | None) -> int:
-    """Read one data set, or both of a config's, and print the findings. Returns 1 if something would stop a run."""
+    """Read one data set, or both of a config's, and print the findings.
+
+    Returns 0 where all is well, 1 where something stops a run, or has to be repaired or left out.
+    """
     if images is not None and annotations is not None:
-        parts = {annotations.name: (images, annotations)}
+        results = {annotations.name: check(images, annotations)}
     elif config is not None:
-        if config.data.kind != "coco":
-            raise UserError(
-                f"config.data.kind='{config.data.kind}' has no files to check: 'coco' has a folder and a JSON"
-            )
-        parts = {split: coco_paths(config, split) for split in ("train", "val")}
+        results = _both(config)
     else:
         raise UserError("nothing to check: give --images and --annotations, or --config")
-    results = {}
-    for name, (folder, file) in parts.items():
-        results[name] = check(folder, file)
-        print("\n".join([f"{name}: {file}", *results[name].lines()]))
-    if len(results) == 2 and (shared := results["train"].shared_pictures(results["val"])):
-        print(
-            f"warning: {len(shared)} pictures are in train and in val, which flatters figures: {', '.join(shared[:5])}"
-        )
+    for name, result in results.items():
+        print("\n".join([f"{name}:", *result.lines()]))
     if json_path is not None:
-        findings = {name: result.to_json() for name, result in results.items()}
-        json_path.write_text(json.dumps(findings, indent=2) + "\n", encoding="utf-8")
-    return 1 if any(result.errors for result in results.values()) else 0
+        write_json({name: result.to_json() for name, result in results.items()}, json_path)
+    return int(any(result.errors or result.warnings for result in results.values()))
+
+
+def _both(config: ConfigDict) -> dict[str, CheckResult]:
+    """Training and validation images, the second by the classes of the first."""
+    if config.data.kind != "coco":
+        raise UserError(f"config.data.kind='{config.data.kind}' has no files to check: 'coco' has a folder and a JSON")
+    train = check(*coco_paths(config, "train"))
+    try:
+        val = check(*coco_paths(config, "val"), categories=train.categories or None)
+    except UserError as error:
+        # What is wrong with the training set is worth knowing all the same.
+        val = CheckResult(Report())
+        val.report.error(str(error))
+    if shared := train.shared_pictures(val):
+        text = "picture of train in val, which flatters figures; use other pictures for one of them"
+        val.report.warning(text, "image", shared)
+    return {"train": train, "val": val}

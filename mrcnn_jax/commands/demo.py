@@ -17,12 +17,12 @@ def run(config: ConfigDict, workdir: Path) -> None:
     figures = train.run(config, workdir)
     dataset, _ = sources.load(config, "val")
     model = load(workdir)
-    records = [dataset.records[i] for i in range(NUM_DRAWN)]
+    records = [dataset.records[i] for i in range(min(NUM_DRAWN, len(dataset.records)))]
     images = [record.image() for record in records]
     pairs = []
     for record, image, found in zip(records, images, model.predict(images), strict=True):
         pairs += [draw(image, truth(record), model.classes), draw(image, found, model.classes)]
-    save(sheet(pairs, columns=6, captions=["annotated", "predicted"] * NUM_DRAWN), workdir / "predictions.png")
+    save(sheet(pairs, columns=6, captions=["annotated", "predicted"] * len(records)), workdir / "predictions.png")
     num_images = (
         len(dataset.records) if not config.eval.num_images else min(config.eval.num_images, len(dataset.records))
     )

@@ -84,6 +84,7 @@ def _coco(result: Result, image_id: int, file_name: str, size: tuple[int, ...]) 
         if result.masks is not None:
             entry["segmentation"] = encode_window(result.masks[i], 0, 0, *size)
         if result.keypoints is not None:
-            entry["keypoints"] = result.keypoints[i].reshape(-1).tolist()
+            # COCO's keypoints are indices of pixels, in whose middle the point lies.
+            entry["keypoints"] = (result.keypoints[i] - np.array([0.5, 0.5, 0])).reshape(-1).tolist()
         entries.append(entry)
     return entries

@@ -45,10 +45,11 @@ class CheckResult:
     classes: list[ClassRow] = field(default_factory=list)
     # Image id and name by the hash of the file; empty where the images were not decoded.
     pictures: dict[str, str] = field(default_factory=dict)
+    categories: tuple[Category, ...] = ()
 
     @property
     def errors(self) -> list[str]:
-        """What stops a run, or makes its figures wrong as missing images do: one line for each kind."""
+        """What stops a run: one line for each kind."""
         return self.report.errors
 
     @property
@@ -77,7 +78,11 @@ class CheckResult:
 
 
 def check(
-    images_dir: str | Path, annotations_json: str | Path, decode: bool = True, workers: int | None = None
+    images_dir: str | Path,
+    annotations_json: str | Path,
+    decode: bool = True,
+    workers: int | None = None,
+    categories: Sequence[Category] | None = None,
 ) -> CheckResult:
     """Reads annotations and images of a COCO data set.
 
@@ -87,19 +92,20 @@ def check(
     Args:
         decode: decode every image; else only the headers are read, which misses files cut short and repeated pictures.
         workers: threads; by default one a CPU. (Decoding does not hold Python's lock.)
+        categories: the training set's, for a validation set.
     """
     try:
-        dataset, report = coco.read(images_dir, annotations_json)
+        dataset, report = coco.read(images_dir, annotations_json, categories)
     except UserError as error:
         report = Report()
         report.error(str(error))
         return CheckResult(report)
-    report.promote(coco.MISSING)
     pictures = _check_images(dataset.records, report, decode, workers or os.cpu_count() or 1)
     rows = _class_rows(dataset)
     if unused := [f"{row.id} {row.name}" for row in rows if row.objects == 0]:
         report.note("class without objects", "category", unused)
-    return CheckResult(report, len(dataset.records), sum(row.objects for row in rows), rows, pictures)
+    num_objects = sum(row.objects for row in rows)
+    return CheckResult(report, len(dataset.records), num_objects, rows, pictures, dataset.categories)
 
 
 def _check_images(records: Sequence[Record], report: Report, decode: bool, workers: int) -> dict[str, str]:

@@ -14,12 +14,10 @@ from mrcnn_jax.data.dataset import Category, Dataset, Record
 from mrcnn_jax.data.report import Report
 from mrcnn_jax.errors import UserError
 
-__all__ = ["FILE_LIMIT", "MISSING", "find", "load", "read"]
+__all__ = ["FILE_LIMIT", "find", "load", "read"]
 
 # Bytes of JSON. COCO has 0.5 GB, LVIS 1.1 GB; Python needs some eight times as much while it reads.
 FILE_LIMIT = 4 << 30
-# The finding on images that are listed and not there.
-MISSING = "image that is not on disk, left out"
 
 
 def load(
@@ -30,9 +28,10 @@ def load(
     Mended and reported: ids of any kind and numbering; a class named twice; names of images written in another way
     than the files; numbers as text; boxes absent, as shares of the image, or reaching outside; areas absent; polygons
     flat, too deep or of two corners; RLE in any coding; crowd flags on all brushed masks; sizes absent (read from the
-    images). Dropped and reported: images that are not on disk, with their annotations; annotations of an unknown
-    image or category; boxes without area; parts of polygons without area or of fewer than three points. An object
-    without a mask is kept for its box. Images without annotations are kept.
+    images). Dropped and reported: boxes without area or outside the image; parts of polygons without area or of fewer
+    than three points; a few annotations of an unknown image or category. An object without a mask is kept for its box.
+    Images without annotations are kept. An error: images that are not on disk, since figures without them would not be
+    those of the data set; and what leaves it open what is meant.
 
     Args:
         images_dir: folder of the images.
@@ -169,7 +168,8 @@ def _pictures(entries: list, folder: Path, path: Path, report: Report) -> tuple[
     keys, file_names, paths, sizes = [], [], [], []
     for identity, (entry, name, found) in located.items():
         if found is None:
-            report.warning(MISSING, "image", [f"{identity} {name}"])
+            text = "image that is not on disk, fetch it or take it out of the annotations"
+            report.error(text, "image", [f"{identity} {name}"])
             continue
         size = _size(entry, folder / found, identity, report)
         if size is None:

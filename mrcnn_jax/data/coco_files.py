@@ -61,9 +61,10 @@ def find(root: str | Path, split: str) -> tuple[Path, Path]:
     if split == "train" and whole:
         return (root / "images" if (root / "images").is_dir() else root), whole
     tried = ", ".join([_ANNOTATIONS[0].format(names[0]), _ANNOTATIONS[1].format(split), _ANNOTATIONS[2].format(split)])
+    alike = ", to those of training if there are no others" if split == "val" else ""
     raise UserError(
-        f"{root}: no COCO annotations for {split} (tried {tried}, ...); set config.data.{split}_images and "
-        f"config.data.{split}_annotations"
+        f"{root}: no COCO annotations for {split} (tried {tried}, ...); set config.data.{split}_annotations and "
+        f"config.data.{split}_images, both below {root}{alike}"
     )
 
 

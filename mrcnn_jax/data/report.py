@@ -49,11 +49,6 @@ class Report:
             if len(finding.ids) < SHOWN:
                 finding.ids.append(_short(identity))
 
-    def promote(self, text: str) -> None:
-        """Makes the warning of that text an error."""
-        for name in [name for name in self._findings["warning"] if name[0] == text]:
-            self._findings["error"][name] = self._findings["warning"].pop(name)
-
     @property
     def errors(self) -> list[str]:
         """One line for each kind of error."""
