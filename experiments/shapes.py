@@ -16,24 +16,25 @@ def get_config(mode: str = "") -> ConfigDict:
     model = zoo.mask_rcnn(depth=18)
     model.num_classes = 8
     model.preprocess.update({"short_side": 96, "max_size": 96, "std": (58.395, 57.12, 57.375), "bgr": False})
-    model.backbone.update({"width": 32, "norm": "gn", "frozen_stages": 0})
+    model.backbone.update({"width": 32, "norm": "bn", "frozen_stages": 0})
     model.fpn.channels = 64
     model.rpn.update({
         "channels": 32, "sizes": ((12.0,), (24.0,), (40.0,), (56.0,), (80.0,)), "num_samples": 64,
         "pre_nms": (200, 200), "post_nms": (100, 100),
     })  # fmt: skip
-    model.roi.update({"num_samples": 24, "positive_fraction": 0.34, "canonical_size": 80.0, "sampling_ratio": 2})
+    model.roi.update({"num_samples": 48, "positive_fraction": 0.5, "canonical_size": 80.0, "sampling_ratio": 2})
     model.box.update({"fc_dims": (256, 256), "num_candidates": 400})
-    model.mask.update({"num_convs": 1, "dim": 32})
+    model.mask.update({"num_convs": 1, "dim": 32, "num_samples": 8})
 
     config = base.experiment("shapes", model)
     config.data.update({
-        "kind": "shapes", "num_train": 50_000, "num_val": 400, "size": (96, 96), "scale": (0.18, 0.75), "short_sides": (96,),
+        "kind": "shapes", "num_train": 50_000, "num_val": 400, "size": (96, 96), "scale": (0.18, 0.75), "drawn_objects": 5,
+        "clutter": 2, "short_sides": (96,),
         "max_size": 96, "buckets": ((96, 96),), "max_objects": 16, "keep_empty": True, "num_workers": 0,
     })  # fmt: skip
-    config.train.update({"batch_size": 8, "steps": 4000, "eval_every": 4000, "save_every": 500, "cpu_devices": 2})
+    config.train.update({"batch_size": 8, "steps": 3200, "eval_every": 3200, "save_every": 500, "cpu_devices": 2})
     config.optimizer.update({
-        "name": "adamw", "learning_rate": 1.5e-3, "base_batch_size": 8, "weight_decay": 0.05, "schedule": "cosine",
+        "name": "adamw", "learning_rate": 2e-3, "base_batch_size": 8, "weight_decay": 0.05, "schedule": "cosine",
         "warmup_steps": 100, "clip_norm": 10.0,
     })  # fmt: skip
     config.eval.update({"batch_size": 8, "num_workers": 0})

@@ -16,6 +16,8 @@ class MaskTask(nn.Module):
 
     head: nn.Module
     size: int = 14
+    # How many of an image's positives it trains on; the references take them all (128).
+    num_samples: int = 128
     # torchvision trains on soft targets, Detectron2 on bits.
     soft_targets: bool = False
 

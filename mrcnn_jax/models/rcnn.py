@@ -54,8 +54,8 @@ class RCNN(nn.Module):
         box = self.read(self.box, pyramid, samples.boxes, samples.valid, train=True)
         losses |= vmap(self.box.losses)(box, samples, batch.gt)
 
-        first = self.positives(samples)
         for task in self.tasks.values():
+            first = self.positives(samples, task.num_samples)
             found = self.read(task, pyramid, first.boxes, first.positive, train=True)
             losses |= vmap(task.losses)(found, first, batch.gt)
         watched = vmap(_watch)(box.logits, samples, proposals)
@@ -100,9 +100,10 @@ class RCNN(nn.Module):
             key, proposals, gt, num=self.num_samples, positive_fraction=self.positive_fraction, iou=self.positive_iou
         )
 
-    def positives(self, samples: Samples) -> Samples:
-        """The slots of a batch that can hold positives: a slice that is static, since positives come first."""
-        return jax.tree.map(lambda x: x[:, : int(self.num_samples * self.positive_fraction)], samples)
+    def positives(self, samples: Samples, limit: int) -> Samples:
+        """The first slots of a batch that can hold positives: a slice that is static, since positives come first."""
+        slots = min(limit, int(self.num_samples * self.positive_fraction))
+        return jax.tree.map(lambda x: x[:, :slots], samples)
 
     def touch(self, batch: Batch) -> None:
         """Call every network once, so that `init` makes the parameters without compiling the geometry."""

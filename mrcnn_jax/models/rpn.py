@@ -82,7 +82,9 @@ class RPN(nn.Module):
             "rpn_box": (box_loss(out.deltas, targets, positive, self.beta), weight),
         }
 
-    def propose(self, out: RPNOutput, size: Float[Array, " 2"], level_sizes: Sequence[int], *, train: bool) -> Proposals:
+    def propose(
+        self, out: RPNOutput, size: Float[Array, " 2"], level_sizes: Sequence[int], *, train: bool
+    ) -> Proposals:
         """The best boxes of ONE image after non-maximum suppression on each level; no gradient flows through them."""
         num_candidates, num_proposals = (counts[0 if train else 1] for counts in (self.pre_nms, self.post_nms))
         num_candidates = min(num_candidates, max(level_sizes))

@@ -49,7 +49,8 @@ def mask_rcnn(depth: int = 50) -> ConfigDict:
         "max_detections": 100, "num_candidates": 2000, "min_size": 0.0,
     })  # fmt: skip
     config.mask = ConfigDict({
-        "num_convs": 4, "dim": 256, "norm": "", "class_agnostic": False, "size": 14, "soft_targets": False,
+        "num_convs": 4, "dim": 256, "norm": "", "class_agnostic": False, "size": 14, "num_samples": 128,
+        "soft_targets": False,
         "paste": "detectron2",
     })  # fmt: skip
     return config
@@ -105,7 +106,9 @@ def build(config: ConfigDict, axis_name: str | None = None) -> RCNN:
             num_convs=c.mask.num_convs, dim=c.mask.dim, norm=c.mask.norm or None,
             num_classes=1 if c.mask.class_agnostic else c.num_classes, **common,
         )  # fmt: skip
-        tasks["mask"] = MaskTask(head=head, size=c.mask.size, soft_targets=c.mask.soft_targets)
+        tasks["mask"] = MaskTask(
+            head=head, size=c.mask.size, num_samples=c.mask.num_samples, soft_targets=c.mask.soft_targets
+        )
     return RCNN(
         pixels=Pixels(
             mean=tuple(preprocess.mean), std=tuple(preprocess.std), bgr=preprocess.bgr, divisor=preprocess.divisor,
