@@ -1,6 +1,8 @@
 """Mask R-CNN R18-FPN on the balloon data set (61 training images, one class), at a size that suits a laptop.
 
 mrcnn train --config=experiments/balloon.py --config.data.root=BALLOON --config.train.init=RESNET18.npz --workdir=runs/balloon
+
+Not trained here yet.
 """
 
 from ml_collections import ConfigDict

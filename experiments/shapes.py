@@ -2,7 +2,9 @@
 
     mrcnn train --config=experiments/shapes.py --workdir=runs/shapes
 
-From scratch, 128 x 128 pixels, 8 classes told apart by shape alone.
+From scratch, 96 x 96 pixels, 8 classes told apart by shape alone. Not trained to the end in this form yet. With a smaller mask
+head (1 convolution of 32 channels, 8 slots an image) 3,200 steps gave box AP 0.627 and mask AP 0.534 on 200 held-out images
+(seed 0, jax 0.10.2, 18 minutes on two cores that other work shared).
 """
 
 from ml_collections import ConfigDict
@@ -24,7 +26,7 @@ def get_config(mode: str = "") -> ConfigDict:
     })  # fmt: skip
     model.roi.update({"num_samples": 48, "positive_fraction": 0.5, "canonical_size": 80.0, "sampling_ratio": 2})
     model.box.update({"fc_dims": (256, 256), "num_candidates": 400})
-    model.mask.update({"num_convs": 1, "dim": 32, "num_samples": 8})
+    model.mask.update({"num_convs": 2, "dim": 48, "num_samples": 12})
 
     config = base.experiment("shapes", model)
     config.data.update({

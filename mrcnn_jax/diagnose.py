@@ -16,7 +16,7 @@ def first_non_finite(model: RCNN, state: Any, batch: Batch, seed: int) -> str:
 
     Looked for in this order: parameters, buffers, each layer's output in the order of the program, the losses, the gradients.
     """
-    state = jax.device_get(state)
+    state, batch = jax.tree.map(jnp.asarray, jax.device_get((state, batch)))
     for kind, tree in (("parameter", state.params), ("buffer", state.batch_stats)):
         if name := _first_bad(tree):
             return f"{kind} {name}"

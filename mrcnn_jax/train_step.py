@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 from jax import Array
-from jaxtyping import Bool, Int
 
 from mrcnn_jax.models.rcnn import RCNN
 from mrcnn_jax.types import Batch
@@ -18,7 +17,8 @@ from mrcnn_jax.types import Batch
 class TrainState:
     """Everything that a step reads and writes."""
 
-    step: Int[Array, ""]
+    # An int32 and a bool scalar; checkpointing fills the tree with placeholders of its own, hence no shapes here.
+    step: Any
     params: Any
     # Buffers: frozen normalisation, or the running statistics of a trained one.
     batch_stats: Any
@@ -26,7 +26,7 @@ class TrainState:
     # Exponential moving average of the parameters, or None.
     ema: Any
     # False from the first step whose loss or gradient was not finite: the state then stays as it was before that step.
-    finite: Bool[Array, ""]
+    finite: Any
 
     def evaluated(self) -> dict:
         """The variables that evaluation uses: the average where one is kept."""

@@ -21,7 +21,7 @@ NUM_PARAMETERS = {
     "mask_rcnn_r50_fpn_lsj_coco": 46_301_232,
     "mask_rcnn_r101_fpn_1x_coco": 63_283_120,
     "mask_rcnn_r101_fpn_3x_coco": 63_283_120,
-    "shapes": 3_985_696,
+    "shapes": 3_934_064,
 }
 NAMES = sorted(path.stem for path in Path(experiments.__path__[0]).glob("*.py") if path.stem not in ("__init__", "base"))
 
@@ -31,7 +31,7 @@ def experiment(name: str, mode: str = ""):
 
 
 def test_no_experiment_is_untested():
-    assert NAMES == sorted(NUM_PARAMETERS)
+    assert sorted(NUM_PARAMETERS) == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -106,8 +106,9 @@ def test_detections_do_not_depend_on_batch_or_bucket(detect, variables):
             assert expected.valid.sum() > 0
             chex.assert_trees_all_equal(found.valid, expected.valid)
             chex.assert_trees_all_close(found.scores, expected.scores, atol=5e-5)
-            chex.assert_trees_all_close(found.boxes, expected.boxes, atol=1e-3)
-            chex.assert_trees_all_close(found.masks, expected.masks, atol=1e-4)
+            # These random weights make large deltas, which multiply rounding errors.
+            chex.assert_trees_all_close(found.boxes, expected.boxes, atol=1e-2)
+            chex.assert_trees_all_close(found.masks, expected.masks, atol=2e-3)
 
 
 def train_step_on(num_devices, model_config, batch):

@@ -109,7 +109,11 @@ def decode(segmentation: Rle) -> np.ndarray:
     """
     height, width = segmentation["size"]
     lengths = runs(segmentation["counts"])
-    return np.repeat(np.arange(len(lengths), dtype=np.uint8) & 1, lengths).reshape(width, height).T
+    # What the last run leaves over is background, as pycocotools has it.
+    pixels = np.zeros(height * width, np.uint8)
+    covered = np.repeat(np.arange(len(lengths), dtype=np.uint8) & 1, lengths)
+    pixels[: len(covered)] = covered
+    return pixels.reshape(width, height).T
 
 
 class Store:

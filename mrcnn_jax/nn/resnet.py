@@ -91,7 +91,9 @@ class Stem(nn.Module):
             x = self.conv(features, size, stride, name=f"conv{i}")(x)
             extent = halve(extent) if stride == 2 else extent
             x = within(nn.relu(self.norm(name=f"norm{i}" if self.deep else "norm")(x, extent, train)), extent)
-        return max_pool(x), halve(extent)
+        # The last window that reaches beyond the extent still sees the image's last row.
+        extent = halve(extent)
+        return within(max_pool(x), extent), extent
 
 
 class BasicBlock(nn.Module):
