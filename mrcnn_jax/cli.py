@@ -139,7 +139,7 @@ def _unexpected(error: Exception, workdir: Path | None) -> str:
 
 
 def _fail(message: str, status: int = 2) -> int:
-    print(f"mrcnn: error: {message}", file=sys.stderr)
+    print(f"mrcnn: error: {' '.join(message.splitlines())}", file=sys.stderr)
     return status
 
 

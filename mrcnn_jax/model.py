@@ -103,7 +103,7 @@ class Model:
                 found = jax.device_get(self._detector(batch.image.shape)(self.params, batch))
                 for row, i in enumerate(chunk):
                     detections = jax.tree.map(lambda x, row=row: x[row], found)
-                    results[i] = self._result(detections, batch.size[row], arrays[i].shape[:2], score_threshold)
+                    results[i] = self._result(detections, batch.size[row].tolist(), arrays[i].shape[:2], score_threshold)
         return results
 
     def _batch(self, arrays: list[np.ndarray], batch_size: int, shape: tuple[int, int], short: int, long: int) -> Batch:

@@ -14,10 +14,10 @@ Conventions. Boxes are `xyxy` in continuous float pixels of the padded image: pi
 coordinates: a padding row may hold any value, NaN included, and nothing changes.
 """
 
-from flax import struct
-from jaxtyping import Bool, Float, Int, UInt8
-from jax import Array
 import numpy as np
+from flax import struct
+from jax import Array
+from jaxtyping import Bool, Float, Int, UInt8
 
 # A container holds NumPy arrays on the host and JAX arrays on the device.
 Leaf = Array | np.ndarray

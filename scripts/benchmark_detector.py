@@ -41,6 +41,7 @@ class Detector:
         distributed.check_batch_size(settings.batch, mesh)
         model = zoo.build(self.config.model, distributed.AXIS)
         variables, _ = initial_variables(model, self.config)
+        _silence_branches(variables)
         tx, _ = optimizer(self.config, variables["params"])
         self.variables = distributed.replicate(variables, mesh)
         self.state = distributed.replicate(init_state(variables, tx, ema=False), mesh)
@@ -73,19 +74,25 @@ class Detector:
 
 
 def experiment(settings: Settings) -> ConfigDict:
-    """The experiment of a named architecture, with what keeps its random weights in the range of trained ones.
-
-    Every residual branch starts at zero, or frozen norms would let activations double in each block. No score is too
-    low, so that as many candidates as ever enter the last suppression.
-    """
+    """The experiment of a named architecture. No score is too low: the last suppression gets all that it can take."""
     model = zoo.named(settings.model)
     model.dtype = settings.precision
-    model.backbone.zero_init_residual = True
     model.box.score_threshold = 0.0
     config = base.experiment("benchmark", model)
     config.train.batch_size = settings.batch
     config.optimizer.update({"learning_rate": 1e-4, "freeze": zoo.frozen_prefixes(model)})
     return config
+
+
+def _silence_branches(variables: dict) -> None:
+    """Scale every residual branch by zero where norms are frozen: those would let random weights blow up the features.
+
+    Proposals would then be whole images, and most of them suppressed.
+    """
+    for name, block in variables.get("batch_stats", {}).get("backbone", {}).items():
+        if name.startswith("res"):
+            last = max(norm for norm in block if norm.startswith("norm"))
+            block[last]["scale"] = np.zeros_like(block[last]["scale"])
 
 
 def synthetic_batch(settings: Settings) -> Batch:

@@ -18,9 +18,9 @@ CANDIDATES = 1000
 class Peer:
     """torchvision's `maskrcnn_resnet50_fpn` as its reference script trains it: frozen norms, three stages trained, SGD.
 
-    It starts as `benchmark_detector.experiment` does. What it computes depends on the data, and random weights would
-    give it nothing to do: the score threshold is set such that `CANDIDATES` pairs pass. Detection ends with 28 x 28
-    masks, as ours does: pasting is left out. Raises RuntimeError where its operators or the device are missing.
+    Its residual branches are scaled by zero, as ours are. What it computes depends on the data, and random weights
+    would give it nothing to do: the score threshold is set such that `CANDIDATES` pairs pass. Detection ends with
+    28 x 28 masks, as ours does: pasting is left out. Raises RuntimeError where its operators or the device are missing.
     """
 
     def __init__(self, settings: Settings):

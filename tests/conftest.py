@@ -6,7 +6,7 @@ from pathlib import Path
 # Tests compile far more than they compute: without LLVM's optimisations, compiling takes half the time.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
 
-import jax  # noqa: E402 (XLA reads its flags when it starts)
+import jax
 
 # Before any computation: a laptop then exercises the same sharding as a pod.
 jax.config.update("jax_platforms", "cpu")

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import jaxtyping
+import numpy as np
 import pytest
 import tiny
 
@@ -103,6 +104,19 @@ def test_programs_run_and_their_cost_is_told(report, monkeypatch):
     assert [f.unit for f in report.figures] == ["MiB", "GFLOP an image", "GFLOP/s"] * 2
     # Four devices, one image each: what a device computes in a second is what an image takes.
     assert report.figures[1].samples == report.figures[2].samples
+
+
+def test_only_the_last_frozen_norm_of_a_block_is_silenced():
+    from benchmark_detector import _silence_branches
+
+    blocks = {"stem": ("norm1",), "res2_0": ("norm1", "norm2", "norm3", "shortcut_norm"), "res3_1": ("norm1", "norm2")}
+    backbone = {block: {norm: {"scale": np.ones(2), "bias": np.ones(2)} for norm in blocks[block]} for block in blocks}
+    _silence_branches({"batch_stats": {"backbone": backbone}})
+    zero = {(b, norm) for b, norms in backbone.items() for norm, leaf in norms.items() if not leaf["scale"].any()}
+    assert zero == {("res2_0", "norm3"), ("res3_1", "norm2")}
+    assert all(leaf["bias"].all() for norms in backbone.values() for leaf in norms.values())
+    # A trained norm keeps its scale with the parameters.
+    _silence_branches({"params": {}})
 
 
 def test_a_second_start_gets_the_cache_of_the_first(report, monkeypatch):

@@ -78,7 +78,7 @@ class TestBoxes:
 
 
 class TestCrowds:
-    MASK = {"size": [HEIGHT, WIDTH], "counts": [155, 300, HEIGHT * WIDTH - 455]}  # noqa: RUF012
+    MASK = {"size": [HEIGHT, WIDTH], "counts": [155, 300, HEIGHT * WIDTH - 455]}
 
     def crowds(self, folder, crowds, others, **changes):
         content = sound()

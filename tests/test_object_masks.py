@@ -6,7 +6,6 @@ from pycocotools import mask as rle
 
 from mrcnn_jax.data.object_masks import box_mask, clip_polygon, visible_box
 
-
 L_SHAPE = [10.0, 10.0, 50.0, 10.0, 50.0, 25.0, 30.0, 25.0, 30.0, 70.0, 10.0, 70.0]
 
 

@@ -15,7 +15,6 @@ from mrcnn_jax.data.dataset import Category, Dataset, Record
 from mrcnn_jax.data.transforms import Example
 from mrcnn_jax.errors import UserError
 
-
 CATEGORIES = (Category(7, "block", ("left", "right"), (1, 0)), Category(9, "other"))
 
 

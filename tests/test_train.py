@@ -9,8 +9,8 @@ import time
 import jax
 import numpy as np
 import pytest
-from experiments import shapes
 
+from experiments import shapes
 from mrcnn_jax.checkpoints.state import load_params
 from mrcnn_jax.errors import UserError
 from mrcnn_jax.train import train

@@ -91,7 +91,7 @@ class RPN(nn.Module):
         out = jax.lax.stop_gradient(out)
         levels, start = [], 0
         for level_size in level_sizes:
-            level = jax.tree.map(lambda x: x[start : start + level_size], out)  # noqa: B023 (used at once)
+            level = jax.tree.map(lambda x: x[start : start + level_size], out)
             levels.append(self._candidates(level, size, num_candidates))
             start += level_size
         levels = jax.tree.map(lambda *x: jnp.stack(x), *levels)
