@@ -157,7 +157,7 @@ class TestImages:
         content["images"][0] = {"id": 1, "file_name": "a.png", **size}
         dataset, report = read(folder, content)
         assert (dataset.records[0].height, dataset.records[0].width) == (HEIGHT, WIDTH)
-        assert "read from the image: 1 (image 1)" in report.notes[0]
+        assert "read from the image: 1 (image 1 a.png)" in report.notes[0]
 
     def test_size_of_a_spoilt_image(self, folder):
         (folder / "images" / "a.png").write_bytes(b"<html>")

@@ -171,7 +171,7 @@ def _pictures(entries: list, folder: Path, path: Path, report: Report) -> tuple[
             text = "image that is not on disk, fetch it or take it out of the annotations"
             report.error(text, "image", [f"{identity} {name}"])
             continue
-        size = _size(entry, folder / found, identity, report)
+        size = _size(entry, folder / found, f"{identity} {name}", report)
         if size is None:
             continue
         rows[identity] = len(keys)
@@ -233,8 +233,8 @@ def _located(entries: dict[str, dict], files: ImageFiles, report: Report) -> dic
     return located
 
 
-def _size(entry: dict, path: Path, identity: str, report: Report) -> tuple[int, int] | None:
-    """Height and width as annotated, or else of the image."""
+def _size(entry: dict, path: Path, called: str, report: Report) -> tuple[int, int] | None:
+    """Height and width as annotated, or else of the image, which the report knows as `called`."""
     try:
         size = int(float(entry["height"])), int(float(entry["width"]))
     except (KeyError, TypeError, ValueError, OverflowError):
@@ -244,10 +244,10 @@ def _size(entry: dict, path: Path, identity: str, report: Report) -> tuple[int, 
             size = images.size_of(path)
         except UserError:
             text = "image without width and height that cannot be read, fetch it again or remove it"
-            report.error(text, "image", [f"{identity} {path}"])
+            report.error(text, "image", [called])
             return None
-        report.note("width or height absent, read from the image", "image", [identity])
+        report.note("width or height absent, read from the image", "image", [called])
     if size[0] * size[1] > images.PIXEL_LIMIT:
-        report.error(f"image of more than {images.PIXEL_LIMIT:,} pixels, cut it into tiles", "image", [identity])
+        report.error(f"image of more than {images.PIXEL_LIMIT:,} pixels, cut it into tiles", "image", [called])
         return None
     return size

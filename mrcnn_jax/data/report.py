@@ -74,6 +74,6 @@ class Report:
 
 
 def _short(identity) -> str:
-    """An id from the file, which may be of any type and length, made fit for a line."""
+    """An id from the file, which may be of any type and length, made fit for a line; the end of a path says most."""
     text = " ".join(str(identity).split())
-    return text if len(text) <= 80 else text[:77] + "..."
+    return text if len(text) <= 80 else f"{text[:28]}...{text[-49:]}"
