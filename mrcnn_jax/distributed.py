@@ -22,8 +22,8 @@ def make_mesh(num_devices: int | None = None) -> Mesh:
 def split_cpu(num_devices: int) -> None:
     """Let the CPU count as several devices, where that can still be chosen; GPUs and TPUs are not affected.
 
-    XLA runs much of a small training step on one core. With the batch split over as many devices as there are cores, all of
-    them work.
+    XLA runs much of a small training step on one core. With the batch split over as many devices as there are cores,
+    all of them work.
     """
     # Once JAX has started, in a notebook or a test, it keeps the devices that it has.
     with contextlib.suppress(RuntimeError):
@@ -35,8 +35,8 @@ def check_batch_size(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
     parts = mesh.size * accumulate
     if batch_size % parts:
         raise UserError(
-            f"config.train.batch_size={batch_size} does not divide over {mesh.size} devices x {accumulate} accumulation steps: "
-            f"use a multiple of {parts}"
+            f"config.train.batch_size={batch_size} does not divide over {mesh.size} devices x {accumulate} "
+            f"accumulation steps: use a multiple of {parts}"
         )
 
 
@@ -60,11 +60,15 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 def data_parallel(step: Callable, mesh: Mesh, *, batch_outputs: bool = False, donate: bool = False) -> Callable:
     """Compile `step(state, batch)` to run on each device's part of the batch.
 
-    `state` is replicated. The output is replicated too (the step has to make it equal by `psum`), or, with `batch_outputs`, split
-    like the batch.
+    `state` is replicated. The output is replicated too (the step has to make it equal by `psum`), or, with
+    `batch_outputs`, split like the batch.
     """
     everywhere, split = PartitionSpec(), PartitionSpec(AXIS)
     mapped = jax.shard_map(
         step, mesh=mesh, in_specs=(everywhere, split), out_specs=split if batch_outputs else everywhere, check_vma=False
     )
-    return jax.jit(mapped, donate_argnums=0 if donate else ())
+    options = None
+    if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu":
+        # A device's operations would otherwise be spread over all cores, where the other devices' are running too.
+        options = {"xla_cpu_multi_thread_eigen": False}
+    return jax.jit(mapped, donate_argnums=0 if donate else (), compiler_options=options)

@@ -60,8 +60,10 @@ def test_nine_products_are_the_weight_gradient(shape):
     np.testing.assert_allclose(layers._nine_products(x, g), layers._weight_gradient(x, g), rtol=1e-4, atol=1e-4)
 
 
-def test_wide_convolution_has_the_gradients_of_any_other():
-    x, kernel, g = normal(2, 64, 64, 128), normal(3, 3, 128, 128), normal(2, 64, 64, 128)
+@pytest.mark.parametrize("shape", [(2, 64, 64, 128, 128), (2, 3, 5, 256, 288)], ids=["wide", "deep"])
+def test_wide_and_deep_convolutions_have_the_gradients_of_any_other(shape):
+    *cells, c, features = shape
+    x, kernel, g = normal(*cells, c), normal(3, 3, c, features), normal(*cells, features)
 
     def gradients(function):
         return jax.jit(lambda x, kernel: jax.vjp(function, x, kernel)[1](g))(x, kernel)

@@ -54,8 +54,11 @@ def conv(
         x = x[:, ::stride, ::stride]
         return lax.dot(x.reshape(-1, c), kernel[0, 0]).reshape(*x.shape[:3], features)
     cells = x.shape[0] * x.shape[1] * x.shape[2]
-    if kernel.shape[0] == 3 and stride == groups == 1 and min(c, features) >= 128 and cells >= 8192:
-        return _wide_conv(x, kernel)
+    if kernel.shape[0] == 3 and stride == groups == 1:
+        if min(c, features) >= 128 and cells >= 8192:
+            return _wide_conv(x, kernel)
+        if min(c, features) >= 256 and cells <= 256:
+            return _deep_conv(x, kernel)
     return _conv(x, kernel, stride, groups)
 
 
@@ -106,6 +109,41 @@ def _nine_products(x: Array, g: Array) -> Array:
     rows = g.reshape(-1, g.shape[-1])
     taps = [x[:, i : i + h, j : j + w].reshape(-1, c).T @ rows for i in range(3) for j in range(3)]
     return jnp.stack(taps).reshape(3, 3, c, -1)
+
+
+@jax.custom_vjp
+def _deep_conv(x: Array, kernel: Array) -> Array:
+    """A 3 x 3 convolution of stride 1 with more channels than cells, whose gradients, on a CPU, are matrix products.
+
+    XLA turns the whole kernel around in memory first, which costs it several times the products.
+    """
+    return _conv(x, kernel, 1, 1)
+
+
+def _deep_conv_backward(residuals: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    x, kernel = residuals
+
+    def on_cpu(x: Array, kernel: Array, g: Array) -> tuple[Array, Array]:
+        return _spread(kernel, g), _nine_products(x, g)
+
+    def elsewhere(x: Array, kernel: Array, g: Array) -> tuple[Array, Array]:
+        return jax.vjp(lambda x, kernel: _conv(x, kernel, 1, 1), x, kernel)[1](g)
+
+    return lax.platform_dependent(x, kernel, g, cpu=on_cpu, default=elsewhere)
+
+
+_deep_conv.defvjp(_wide_conv_forward, _deep_conv_backward)
+
+
+def _spread(kernel: Array, g: Array) -> Array:
+    """The gradient by the input: what every tap of every output cell sends back, added where the tap had read."""
+    b, h, w, features = g.shape
+    sent = lax.dot_general(g.reshape(-1, features), kernel.reshape(-1, features), (((1,), (1,)), ((), ())))
+    sent = sent.reshape(b, h, w, 3, 3, -1)
+    places = [
+        jnp.pad(sent[:, :, :, i, j], ((0, 0), (i, 2 - i), (j, 2 - j), (0, 0))) for i in range(3) for j in range(3)
+    ]
+    return sum(places)[:, 1:-1, 1:-1]
 
 
 def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
