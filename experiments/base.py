@@ -13,7 +13,8 @@ def experiment(name: str, model: ConfigDict) -> ConfigDict:
     config.seed = 0
     config.model = model
     config.data = ConfigDict({
-        # 'coco': a folder of images and a COCO JSON; 'tfds': a folder written by `tfds_builders`; 'shapes': drawn on the fly.
+        # 'coco': a folder of images and a COCO JSON; 'tfds': a folder written by `tfds_builders`; 'shapes': drawn on
+        # the fly.
         "kind": "coco",
         "root": "",
         # Relative to root; left empty, they are looked for.
@@ -22,8 +23,8 @@ def experiment(name: str, model: ConfigDict) -> ConfigDict:
         # Large-scale jitter: (smallest, largest) scale of a square bucket; None is none.
         "jitter": None,
         "max_objects": 100, "mask_size": 112, "keypoints": False, "keep_empty": False, "num_workers": 4,
-        # Only for 'shapes': how many images, how large, up to how many objects of which share of the image's size, and how
-        # much that is none of the classes.
+        # Only for 'shapes': how many images, how large, up to how many objects of which share of the image's size, and
+        # how much that is none of the classes.
         "num_train": 10_000, "num_val": 400, "size": (128, 128), "scale": (0.1, 0.7), "drawn_objects": 8,
         "clutter": 4,
     })  # fmt: skip
@@ -47,7 +48,11 @@ def experiment(name: str, model: ConfigDict) -> ConfigDict:
 
 
 def schedule(config: ConfigDict, epochs_of_12: int) -> ConfigDict:
-    """Detectron2's 1x, 2x, 3x, ...: 90,000 steps of 16 images a unit, the rate divided by 10 at the last 30,000 and 10,000."""
+    """Detectron2's 1x, 2x, 3x, ...: 90,000 steps of 16 images a unit.
+
+    The rate is divided by 10 for the last 30,000 steps and again for the last 10,000; beyond 1x, for the last 60,000
+    and 20,000.
+    """
     steps = 90_000 * epochs_of_12
     config.train.steps = steps
     config.optimizer.milestones = (steps - 60_000, steps - 20_000) if epochs_of_12 > 1 else (60_000, 80_000)
@@ -55,7 +60,10 @@ def schedule(config: ConfigDict, epochs_of_12: int) -> ConfigDict:
 
 
 def large_scale_jitter(config: ConfigDict, epochs: int) -> ConfigDict:
-    """Training from scratch on 1024 x 1024 crops at 0.1 to 2 times the size (Ghiasi et al., "Copy-Paste", 2021), batch 64."""
+    """Training from scratch on 1024 x 1024 crops at 0.1 to 2 times the size, in batches of 64.
+
+    After Ghiasi et al., "Copy-Paste", 2021.
+    """
     config.data.update({"jitter": (0.1, 2.0), "buckets": ((1024, 1024),), "short_sides": (1024,), "max_size": 1024})
     config.model.preprocess.update({"short_side": 1024, "max_size": 1024})
     steps = epochs * COCO_IMAGES // 64

@@ -2,8 +2,8 @@
 
     mrcnn train --config=experiments/mask_rcnn_r101_fpn_1x_coco.py --config.data.root=COCO --workdir=runs/r101_fpn_1x
 
-Not trained here yet, and Detectron2 publishes this model for the 3x schedule alone (42.9 box AP, 38.6 mask AP on val2017).
-Start from an ImageNet ResNet-101 (MSRA): name one with --config.train.init.
+Not trained here yet, and Detectron2 publishes this model for the 3x schedule alone (42.9 box AP, 38.6 mask AP on
+val2017). Start from an ImageNet ResNet-101 (MSRA): name one with --config.train.init.
 """
 
 from ml_collections import ConfigDict

@@ -2,8 +2,8 @@
 
     mrcnn train --config=experiments/mask_rcnn_r101_fpn_3x_coco.py --config.data.root=COCO --workdir=runs/r101_fpn_3x
 
-Not trained here yet. Detectron2 reports 42.9 box AP and 38.6 mask AP on val2017 after 270,000 steps of 16 images, starting
-from an ImageNet ResNet-101 (MSRA): name one with --config.train.init.
+Not trained here yet. Detectron2 reports 42.9 box AP and 38.6 mask AP on val2017 after 270,000 steps of 16 images,
+starting from an ImageNet ResNet-101 (MSRA): name one with --config.train.init.
 """
 
 from ml_collections import ConfigDict

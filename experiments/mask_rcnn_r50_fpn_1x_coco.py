@@ -2,8 +2,8 @@
 
     mrcnn train --config=experiments/mask_rcnn_r50_fpn_1x_coco.py --config.data.root=COCO --workdir=runs/r50_fpn_1x
 
-Not trained here yet. Detectron2 reports 38.6 box AP and 35.2 mask AP on val2017 after 90,000 steps of 16 images, starting
-from an ImageNet ResNet-50 (MSRA): name one with --config.train.init.
+Not trained here yet. Detectron2 reports 38.6 box AP and 35.2 mask AP on val2017 after 90,000 steps of 16 images,
+starting from an ImageNet ResNet-50 (MSRA): name one with --config.train.init.
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,11 @@
 """The R-CNN family as a functional model zoo in JAX and Flax.
 
+A trained model is used in two lines:
+
     model = mrcnn_jax.load("runs/demo")
     results = model.predict(["street.jpg"])
+
+A new one is a set of pure functions, to be jitted, differentiated and sharded:
 
     model = mrcnn_jax.create("mask_rcnn_r50_fpn", num_classes=80)
     params = model.init(jax.random.key(0))

@@ -156,7 +156,9 @@ def _misfit(key: str, text: str, old: Any) -> UserError:
     return UserError(f"config.{key}={text} is not {_NOUNS[type(old)]}, {example}")
 
 
-_NOUNS = {str: "a text", bool: "true or false", int: "a whole number", float: "a number", tuple: "a tuple", list: "a list"}
+_NOUNS = {
+    str: "a text", bool: "true or false", int: "a whole number", float: "a number", tuple: "a tuple", list: "a list",
+}  # fmt: skip
 
 
 def _fit(value: Any, old: Any) -> Any:

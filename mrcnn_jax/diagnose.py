@@ -14,7 +14,8 @@ from mrcnn_jax.types import Batch
 def first_non_finite(model: RCNN, state: Any, batch: Batch, seed: int) -> str:
     """The first tensor with a NaN or infinity when `batch` passes through the model of `state`, in words.
 
-    Looked for in this order: parameters, buffers, each layer's output in the order of the program, the losses, the gradients.
+    Looked for in this order: parameters, buffers, each layer's output in the order of the program, the losses, the
+    gradients.
     """
     state, batch = jax.tree.map(jnp.asarray, jax.device_get((state, batch)))
     for kind, tree in (("parameter", state.params), ("buffer", state.batch_stats)):

@@ -4,6 +4,6 @@
 class UserError(Exception):
     """Something that the user can mend, told in one line.
 
-    The message names the culprit (file, image id, annotation id or config key) and the remedy. The `mrcnn` command prints it
-    without a traceback and exits with 2.
+    The message names the culprit (file, image id, annotation id or config key) and the remedy. The `mrcnn` command
+    prints it without a traceback and exits with 2.
     """

@@ -14,8 +14,8 @@ class Progress:
         self._name, self._total, self._start, self._every = name, total, start, every_seconds
         self._began = self._said = time.monotonic()
         columns = [
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
         ]  # fmt: skip
         self._bar = RichProgress(*columns) if sys.stderr.isatty() and sys.stdout.isatty() else None
 

@@ -58,9 +58,9 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """A step on this device's part of the batch; with `axis_name`, sums over the devices of that mesh axis.
 
-    Every loss term is its total over all images and devices divided by its weight over all of them, so the result does not
-    depend on how images are spread. With `accumulate` the part is cut into that many micro-batches, one after the other; each
-    is normalised by its own weights and the gradients are averaged, as every framework does.
+    Every loss term is its total over all images and devices divided by its weight over all of them, so the result does
+    not depend on how images are spread. With `accumulate` the part is cut into that many micro-batches, one after the
+    other; each is normalised by its own weights and the gradients are averaged, as every framework does.
     """
 
     def add_up(x: Any) -> Any:

@@ -9,9 +9,9 @@ Shape vocabulary, used in every annotation of the package:
 
 `*b` stands for an optional batch axis: the same class is used for a batch and, inside `vmap`, for one image.
 
-Conventions. Boxes are `xyxy` in continuous float pixels of the padded image: pixel `i` covers `[i, i + 1)`, and width is
-`x2 - x1`. Class 0 is background and foreground classes are 1..k. Whether a row exists is told by `valid` alone, never by its
-coordinates: a padding row may hold any value, NaN included, and nothing changes.
+Conventions. Boxes are `xyxy` in continuous float pixels of the padded image: pixel `i` covers `[i, i + 1)`, and width
+is `x2 - x1`. Class 0 is background and foreground classes are 1..k. Whether a row exists is told by `valid` alone,
+never by its coordinates: a padding row may hold any value, NaN included, and nothing changes.
 """
 
 import numpy as np
@@ -22,8 +22,8 @@ from jaxtyping import Bool, Float, Int, UInt8
 # A container holds NumPy arrays on the host and JAX arrays on the device.
 Leaf = Array | np.ndarray
 
-# Feature maps [b h w c] by level (stride 2**level), each with its extent [b 2]: the rows and columns inside which the map is
-# that of the image; None where that is all of it.
+# Feature maps [b h w c] by level (stride 2**level), each with its extent [b 2]: the rows and columns inside which the
+# map is that of the image; None where that is all of it.
 Pyramid = dict[int, tuple[Array, Array | None]]
 
 

@@ -103,8 +103,9 @@ def test_a_json_that_is_not_coco(experiment, data, refused, tmp_path, case):
     workdir = tmp_path / "run"
     refused(["train", f"--config={experiment}", f"--workdir={workdir}", *with_data(data)], "train.json", *words)
     assert not workdir.exists()
-    refused(["train", f"--config={experiment}", f"--workdir={workdir}", *with_data(data),
-             f"--config.data.train_annotations={case}.json"], f"{case}.json", "No such file", "check the path")  # fmt: skip
+    arguments = [*with_data(data), f"--config.data.train_annotations={case}.json"]
+    words = [f"{case}.json", "No such file", "check the path"]
+    refused(["train", f"--config={experiment}", f"--workdir={workdir}", *arguments], *words)
 
 
 def no_file(content):
@@ -285,8 +286,12 @@ def full(*arguments, **options):
 
 @pytest.mark.parametrize(
     ("where", "words"),
-    [("mrcnn_jax.metrics_writer.csv.DictWriter.writerow", ["the disk is full", "free some space", "same command again"]),
-     ("orbax.checkpoint.CheckpointManager.save", ["the disk is full; earlier checkpoints are intact", "free some space"])],
+    [
+        ("mrcnn_jax.metrics_writer.csv.DictWriter.writerow",
+         ["the disk is full", "free some space", "same command again"]),
+        ("orbax.checkpoint.CheckpointManager.save",
+         ["the disk is full; earlier checkpoints are intact", "free some space"]),
+    ],
 )  # fmt: skip
 def test_a_full_disk_loses_nothing(experiment, refused, run, monkeypatch, where, words):
     arguments = ["train", f"--config={experiment}", f"--workdir={run}", f"--config.train.steps={STEPS + 1}"]

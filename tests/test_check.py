@@ -86,9 +86,7 @@ def test_json_holds_the_findings(folder):
 def test_missing_image_is_an_error(folder):
     (folder / "2.png").unlink()
     result = run(folder)
-    assert result.errors == [
-        "image that is not on disk, fetch it or take it out of the annotations: 1 (image 2 2.png)"
-    ]
+    assert result.errors == ["image that is not on disk, fetch it or take it out of the annotations: 1 (image 2 2.png)"]
     assert any("annotation of an image that is left out" in line for line in result.warnings)
 
 

@@ -23,7 +23,8 @@ NUM_PARAMETERS = {
     "mask_rcnn_r101_fpn_3x_coco": 63_283_120,
     "shapes": 3_934_064,
 }
-NAMES = sorted(path.stem for path in Path(experiments.__path__[0]).glob("*.py") if path.stem not in ("__init__", "base"))
+FILES = Path(experiments.__path__[0]).glob("*.py")
+NAMES = sorted(file.stem for file in FILES if file.stem not in ("__init__", "base"))
 
 
 def experiment(name: str, mode: str = ""):

@@ -85,7 +85,8 @@ def test_killed_runs_end_in_the_same_bits(finished, tmp_path):
 def test_a_loss_that_is_not_finite_names_step_images_and_tensor(tmp_path):
     bad = config()
     bad.optimizer.update({"name": "sgd", "learning_rate": 1e30, "clip_norm": 0.0, "warmup_steps": 0})
-    with pytest.raises(UserError, match=r"not finite at step [1-5], image ids \d+, .*: first in .*last good checkpoint"):
+    message = r"not finite at step [1-5], image ids \d+, .*: first in .*last good checkpoint"
+    with pytest.raises(UserError, match=message):
         train(bad, tmp_path, log=lambda line: None)
     params, _, _ = load_params(tmp_path)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(params))

@@ -44,7 +44,10 @@ def variables(model: RCNN, seed: int = 0) -> dict:
 
 
 def ground_truth(rng: np.random.Generator, num_images: int, num_slots: int, num_objects: int, side: int) -> GroundTruth:
-    """Random boxes with full masks in the first `num_objects` slots; the last of them is a crowd where there are over two."""
+    """Random boxes with full masks in the first `num_objects` slots.
+
+    The last of them is a crowd where there are over two.
+    """
     corner = rng.uniform(0, side * 0.6, (num_images, num_slots, 2))
     boxes = np.concatenate([corner, corner + rng.uniform(8, side * 0.4, corner.shape)], axis=-1).astype(np.float32)
     valid = np.broadcast_to(np.arange(num_slots) < num_objects, (num_images, num_slots)).copy()

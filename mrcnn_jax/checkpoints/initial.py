@@ -17,9 +17,9 @@ _STAGES = {"layer1": "res2", "layer2": "res3", "layer3": "res4", "layer4": "res5
 def initial_variables(model: RCNN, config: ConfigDict) -> tuple[dict, list[str]]:
     """Variables to start from and a report, a line each.
 
-    `config.train.init` is empty, a checkpoint of this package (arrays whose name and shape fit are taken; a head for other
-    classes stays random), or an `.npz` with a ResNet under torchvision's names, BatchNorm folded into weight and bias.
-    Raises `UserError` where nothing in the file fits.
+    `config.train.init` is empty, a checkpoint of this package (arrays whose name and shape fit are taken; a head for
+    other classes stays random), or an `.npz` with a ResNet under torchvision's names, BatchNorm folded into weight and
+    bias. Raises `UserError` where nothing in the file fits.
     """
     init = jax.jit(lambda key: model.init(key, empty_batch(1, (64, 64)), method="touch"))
     # This generator compiles in a quarter of the time of the default one: dozens of arrays are drawn.

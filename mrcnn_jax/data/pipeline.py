@@ -229,8 +229,8 @@ def bucket_members(
 ) -> tuple[np.ndarray, ...]:
     """The indices of the images of each bucket; with `keep_empty` False, only of images with an object to train on.
 
-    An image resized to `short_side` and at most `max_size` goes where it has to shrink least, then to the smallest such bucket, then to the
-    first. Every record is looked at, except where there is one bucket and nothing to leave out.
+    An image resized to `short_side` and at most `max_size` goes where it has to shrink least, then to the smallest such
+    bucket, then to the first. Every record is looked at, except where there is one bucket and nothing to leave out.
     """
     buckets = [tuple(bucket) for bucket in config.data.buckets]
     if len(buckets) == 1 and keep_empty:

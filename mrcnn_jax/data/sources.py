@@ -13,8 +13,8 @@ from mrcnn_jax.errors import UserError
 def load(config: ConfigDict, split: str, categories: Sequence[Category] | None = None) -> tuple[Dataset, list[str]]:
     """The 'train' or 'val' data set of `config.data`, and what its reader has to tell, a line each.
 
-    `categories` are those of the training set: a validation file's are matched to them by name. Raises `UserError` naming the
-    config key where the data are not there.
+    `categories` are those of the training set: a validation file's are matched to them by name. Raises `UserError`
+    naming the config key where the data are not there.
     """
     data = config.data
     if data.kind == "shapes":
@@ -30,7 +30,10 @@ def load(config: ConfigDict, split: str, categories: Sequence[Category] | None =
 
 
 def coco_paths(config: ConfigDict, split: str) -> tuple[Path, Path]:
-    """The images' folder and the annotation file of a split: as `config.data` names them, or looked for under its root."""
+    """The images' folder and the annotation file of a split.
+
+    As `config.data` names them, or looked for under its root.
+    """
     root, images, annotations = _root(config), config.data[f"{split}_images"], config.data[f"{split}_annotations"]
     return (root / images, root / annotations) if annotations else coco.find(root, split)
 

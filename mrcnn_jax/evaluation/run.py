@@ -24,7 +24,10 @@ class Evaluator:
         )
 
     def __call__(self, variables: dict, out_dir: Path | None = None) -> dict:
-        """`{'box': Metrics, 'mask': Metrics}` of `variables`; with `out_dir`, predictions.json and metrics.json are written."""
+        """`{'box': Metrics, 'mask': Metrics}` of `variables`.
+
+        With `out_dir`, predictions.json and metrics.json are written.
+        """
         config = self._config
 
         def detect(batch):

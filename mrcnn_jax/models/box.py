@@ -32,8 +32,8 @@ class BoxStage(nn.Module):
     score_threshold: float = 0.05
     nms_threshold: float = 0.5
     max_detections: int = 100
-    # How many (RoI, class) pairs enter the last suppression. The references have no limit; a pair beyond the best 2,000 that
-    # would still have been among the 100 detections needs over 1,900 better pairs to be suppressed first.
+    # How many (RoI, class) pairs enter the last suppression. The references have no limit; a pair beyond the best 2,000
+    # that would still have been among the 100 detections needs over 1,900 better pairs to be suppressed first.
     num_candidates: int = 2000
     min_size: float = 0.0
 

@@ -11,8 +11,9 @@ from jaxtyping import Float, Int, UInt8
 class Pixels:
     """Channel order, mean and deviation (on 0..255), and the canvas.
 
-    An image's canvas is its size rounded up to `divisor`: what a reference implementation pads it to when it is alone. Where
-    `canvas` is False the whole padded array is the canvas, and an image then sees its neighbours' padding, as in the references.
+    An image's canvas is its size rounded up to `divisor`: what a reference implementation pads it to when it is alone.
+    Where `canvas` is False the whole padded array is the canvas, and an image then sees its neighbours' padding, as in
+    the references.
     """
 
     mean: tuple[float, float, float]

@@ -41,8 +41,9 @@ class RCNN(nn.Module):
     def losses(self, batch: Batch, key: Array | None) -> tuple[Losses, Losses]:
         """The loss terms of a batch and, in the same form, what is worth watching.
 
-        Each image draws from `key` folded with its id, so its samples do not depend on the batch or device it is on. With
-        `key` None the samplers take the first candidates, as the reference implementations do with a fixed permutation.
+        Each image draws from `key` folded with its id, so its samples do not depend on the batch or device it is on.
+        With `key` None the samplers take the first candidates, as the reference implementations do with a fixed
+        permutation.
         """
         rpn_key, roi_key = (None, None) if key is None else jax.random.split(key)
         pyramid = self.features(batch, train=True)

@@ -1,7 +1,7 @@
 """From a model config to a model, and the configs that have a name.
 
-A model config is a plain `ConfigDict` of values. Detectron2 and torchvision differ in two dozen of them: each convention is a
-function here, so that public weights of both run unchanged.
+A model config is a plain `ConfigDict` of values. Detectron2 and torchvision differ in two dozen of them: each
+convention is a function here, so that public weights of both run unchanged.
 """
 
 from ml_collections import ConfigDict
@@ -34,7 +34,8 @@ def mask_rcnn(depth: int = 50) -> ConfigDict:
     })  # fmt: skip
     config.fpn = ConfigDict({"channels": 256, "norm": ""})
     config.rpn = ConfigDict({
-        "channels": 256, "num_convs": 1, "sizes": ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,)), "ratios": (0.5, 1.0, 2.0),
+        "channels": 256, "num_convs": 1,
+        "sizes": ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,)), "ratios": (0.5, 1.0, 2.0),
         "rounded": False, "stride_from_grid": False, "iou": (0.3, 0.7), "num_samples": 256, "positive_fraction": 0.5,
         "beta": 0.0, "divide_by_slots": True, "pre_nms": (2000, 1000), "post_nms": (1000, 1000), "nms_threshold": 0.7,
         "min_size": 0.0,
@@ -96,7 +97,10 @@ def named(name: str) -> ConfigDict:
 
 
 def build(config: ConfigDict, axis_name: str | None = None) -> RCNN:
-    """The network that a model config describes; `axis_name` is the mesh axis that synchronised BatchNorm reduces over."""
+    """The network that a model config describes.
+
+    `axis_name` is the mesh axis that synchronised BatchNorm reduces over.
+    """
     c, dtype = config, config.dtype
     common = {"dtype": dtype, "axis_name": axis_name}
     preprocess = c.preprocess
@@ -126,12 +130,13 @@ def build(config: ConfigDict, axis_name: str | None = None) -> RCNN:
         ),
         box=BoxStage(
             head=BoxHead(
-                num_convs=c.box.num_convs, conv_dim=c.box.conv_dim, fc_dims=tuple(c.box.fc_dims), norm=c.box.norm or None,
-                **common,
+                num_convs=c.box.num_convs, conv_dim=c.box.conv_dim, fc_dims=tuple(c.box.fc_dims),
+                norm=c.box.norm or None, **common,
             ),
             predictor=BoxPredictor(num_classes=c.num_classes, class_agnostic=c.box.class_agnostic, dtype=dtype),
             **{key: c.box[key] for key in (
-                "size", "weights", "beta", "score_threshold", "nms_threshold", "max_detections", "num_candidates", "min_size",
+                "size", "weights", "beta", "score_threshold", "nms_threshold", "max_detections", "num_candidates",
+                "min_size",
             )},
         ),
         tasks=tasks,
