@@ -87,7 +87,10 @@ def cases():
     """Each loss as a function of one float array, a mask, and the rest, with inputs of 12 rows."""
     rng = np.random.default_rng(0)
     mask = rng.random(12) < 0.6
-    normal = lambda *shape: rng.normal(size=shape).astype(np.float32)
+
+    def normal(*shape):
+        return rng.normal(size=shape).astype(np.float32)
+
     classes, positive = rng.integers(0, 4, 12).astype(np.int32), rng.random(12) < 0.5
     return {
         "softmax": (losses.softmax_cross_entropy, normal(12, 4), mask, lambda x, m, c: (x, c, m), classes),

@@ -78,13 +78,10 @@ class TestBoxes:
 
 
 class TestCrowds:
-    MASK = {"size": [HEIGHT, WIDTH], "counts": [155, 300, HEIGHT * WIDTH - 455]}
-
     def crowds(self, folder, crowds, others, **changes):
+        mask = {"size": [HEIGHT, WIDTH], "counts": [155, 300, HEIGHT * WIDTH - 455]}
         content = sound()
-        content["annotations"] = [
-            annotation(i + 1, iscrowd=1, segmentation=self.MASK, **changes) for i in range(crowds)
-        ]
+        content["annotations"] = [annotation(i + 1, iscrowd=1, segmentation=mask, **changes) for i in range(crowds)]
         content["annotations"] += [annotation(500 + i, category_id=7) for i in range(others)]
         dataset, report = read(folder, content)
         return int(dataset.records[0].crowd.sum()), report

@@ -118,7 +118,10 @@ def test_rois_without_key_come_in_order():
     present = np.concatenate([proposals.valid, gt.valid])
     corner = np.maximum(everything[:, None, :2], gt.boxes[None, :4, :2])
     side = np.maximum(np.minimum(everything[:, None, 2:], gt.boxes[None, :4, 2:]) - corner, 0)
-    area = lambda boxes: (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+
+    def area(boxes):
+        return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+
     common = side.prod(axis=-1)
     iou = common / (area(everything)[:, None] + area(gt.boxes[:4])[None] - common)
     positive = present & (iou.max(axis=1) >= 0.5)

@@ -1,6 +1,7 @@
 """The Region Proposal Network (Ren et al., "Faster R-CNN", 2015; over a pyramid as in Lin et al., "FPN", 2017)."""
 
 from collections.abc import Sequence
+from operator import itemgetter
 
 import flax.linen as nn
 import jax
@@ -91,7 +92,7 @@ class RPN(nn.Module):
         out = jax.lax.stop_gradient(out)
         levels, start = [], 0
         for level_size in level_sizes:
-            level = jax.tree.map(lambda x: x[start : start + level_size], out)
+            level = jax.tree.map(itemgetter(slice(start, start + level_size)), out)
             levels.append(self._candidates(level, size, num_candidates))
             start += level_size
         levels = jax.tree.map(lambda *x: jnp.stack(x), *levels)
