@@ -9,6 +9,7 @@ import pytest
 import tiny
 
 from mrcnn_jax import distributed
+from mrcnn_jax.errors import UserError
 from mrcnn_jax.models import zoo
 from mrcnn_jax.train_step import init_state, make_train_step
 
@@ -74,6 +75,12 @@ def test_losses_are_finite_and_learnable(loss_and_gradient, variables):
     assert without_gradient == []
 
 
+def test_a_mask_branch_without_masks_is_told(loss_and_gradient, variables):
+    batch = tiny.batch()
+    with pytest.raises(UserError, match=r"set config\.data\.mask_size"):
+        run(loss_and_gradient, variables, batch.replace(gt=batch.gt.replace(masks=None, has_mask=None)))
+
+
 def test_an_image_without_objects_trains_on_background(loss_and_gradient, variables):
     (_, losses), grads = run(loss_and_gradient, variables, tiny.batch(num_objects=0))
     assert losses["mask"] == (0, 0)
@@ -136,7 +143,8 @@ def test_one_two_and_four_devices_agree(norm):
     for num_devices in (2, 4):
         other_gradient, other_metrics = train_step_on(num_devices, config, batch)
         for name in metrics:
-            np.testing.assert_allclose(other_metrics[name], metrics[name], rtol=3e-5 if name == "gradient_norm" else 1e-5)
+            tolerance = 3e-5 if name == "gradient_norm" else 1e-5
+            np.testing.assert_allclose(other_metrics[name], metrics[name], rtol=tolerance)
         difference = jax.tree.map(np.subtract, other_gradient, gradient)
         assert optax.tree.norm(difference) < 1e-5 * optax.tree.norm(gradient)
 

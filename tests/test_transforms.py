@@ -1,5 +1,6 @@
 """Resizing against the reference libraries, and every transform against a picture drawn before and after it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -162,6 +163,13 @@ def test_flip_twice_changes_nothing():
     np.testing.assert_allclose(twice.boxes, example.boxes)
     np.testing.assert_allclose(twice.keypoints, example.keypoints)
     np.testing.assert_array_equal(transforms.object_mask(twice, 0, 112), transforms.object_mask(example, 0, 112))
+
+
+def test_flip_without_an_order_leaves_keypoints_in_their_places():
+    example = picture()
+    flipped = transforms.flip_horizontal(replace(example, keypoint_flips=None))
+    np.testing.assert_allclose(flipped.keypoints[..., 0], example.image.shape[1] - example.keypoints[..., 0])
+    np.testing.assert_array_equal(flipped.keypoints[..., 1:], example.keypoints[..., 1:])
 
 
 def test_flip_mirrors_the_mask_bit_for_bit():

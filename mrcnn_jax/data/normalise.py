@@ -229,7 +229,7 @@ def _boxes(
     report: Report,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Boxes as xyxy inside their images, and which of them are left."""
-    finite = np.isfinite(xywh).all(axis=-1)
+    finite = np.all(np.isfinite(xywh), axis=-1)
     xywh = np.where(finite[:, None], xywh, 0.0)
     side = np.stack([width, height, width, height], axis=-1)
     if finite.any() and (np.abs(xywh) <= 1).all() and (side[finite] > 2).any():

@@ -37,7 +37,7 @@ class Example:
     scale: tuple[float, float] = (1.0, 1.0)
     shift: tuple[float, float] = (0.0, 0.0)
     keypoints: Float32[np.ndarray, "n j 3"] | None = None
-    # For each object, which keypoint takes whose place in a flip.
+    # For each object, which keypoint takes whose place in a flip; None where each keeps its own.
     keypoint_flips: Int[np.ndarray, "n j"] | None = None
 
 
@@ -96,7 +96,8 @@ def fit_shape(shape: tuple[int, int], limit: tuple[int, int]) -> tuple[int, int]
     scale = min(limit[0] / shape[0], limit[1] / shape[1])
     if scale >= 1:
         return shape
-    return tuple(min(max(round(side * scale), 1), bound) for side, bound in zip(shape, limit, strict=True))
+    height, width = (min(max(round(side * scale), 1), bound) for side, bound in zip(shape, limit, strict=True))
+    return height, width
 
 
 def resize(image: UInt8[np.ndarray, "h w 3"], shape: tuple[int, int], interpolation: str) -> UInt8[np.ndarray, "H W 3"]:
@@ -148,7 +149,8 @@ def flip_horizontal(example: Example) -> Example:
     x1, y1, x2, y2 = example.boxes.T
     keypoints = example.keypoints
     if keypoints is not None:
-        keypoints = np.take_along_axis(keypoints, example.keypoint_flips[..., None], axis=1)
+        if example.keypoint_flips is not None:
+            keypoints = np.take_along_axis(keypoints, example.keypoint_flips[..., None], axis=1)
         keypoints = np.stack([width - keypoints[..., 0], keypoints[..., 1], keypoints[..., 2]], axis=-1)
     return replace(
         example,

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float
 
+from mrcnn_jax.errors import UserError
 from mrcnn_jax.ops.losses import mask_loss
 from mrcnn_jax.ops.masks import crop_targets, select_class
 from mrcnn_jax.types import Detections, GroundTruth, Samples
@@ -32,7 +33,12 @@ class MaskTask(nn.Module):
     def losses(
         self, logits: Float[Array, "s m m k"], samples: Samples, gt: GroundTruth
     ) -> dict[str, tuple[Array, Array]]:
-        """Mean binary cross-entropy of each positive's own class, over the positives of ONE image that have a mask."""
+        """Mean binary cross-entropy of each positive's own class, over the positives of ONE image that have a mask.
+
+        Raises `UserError` where the ground truth comes without masks.
+        """
+        if gt.has_mask is None:
+            raise UserError("the mask branch has no masks to train on: set config.data.mask_size above 0")
         targets = crop_targets(gt.masks, gt.boxes, samples.gt, samples.boxes, logits.shape[1], soft=self.soft_targets)
         where = samples.positive & gt.has_mask[samples.gt]
         return {"mask": mask_loss(select_class(logits, samples.classes), targets, where)}
