@@ -143,7 +143,7 @@ def _spread(kernel: Array, g: Array) -> Array:
     places = [
         jnp.pad(sent[:, :, :, i, j], ((0, 0), (i, 2 - i), (j, 2 - j), (0, 0))) for i in range(3) for j in range(3)
     ]
-    return sum(places)[:, 1:-1, 1:-1]
+    return sum(places[1:], places[0])[:, 1:-1, 1:-1]
 
 
 def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
