@@ -86,10 +86,7 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", lambda: jnp.ones(c))
         if train:
             x = within(x, extent)
-            count = self._over_devices(jnp.sum(_area(x, extent)))
-            mean = self._over_devices(jnp.sum(x.astype(jnp.float32), (0, 1, 2))) / jnp.maximum(count, 1.0)
-            deviation = within(x.astype(jnp.float32) - mean[None, None, None], extent)
-            squares = self._over_devices(jnp.sum(jnp.square(deviation), (0, 1, 2)))
+            count, mean, squares = self._over_devices(*_moments(x, extent))
             var = squares / jnp.maximum(count, 1.0)
             if self.is_mutable_collection("batch_stats") and not self.is_initializing():
                 unbiased = squares / jnp.maximum(count - 1.0, 1.0)
@@ -100,8 +97,23 @@ class BatchNorm(nn.Module):
         weight = scale * lax.rsqrt(var + self.eps)
         return _affine(x, weight, bias - mean * weight, self.dtype)
 
-    def _over_devices(self, x: Array) -> Array:
-        return x if self.axis_name is None else lax.psum(x, self.axis_name)
+    def _over_devices(self, count: Array, mean: Array, squares: Array) -> tuple[Array, Array, Array]:
+        """The same three of all devices together (Chan et al., 1979): one collective, and one for gradients."""
+        if self.axis_name is None:
+            return count, mean, squares
+        rows = jnp.stack([jnp.broadcast_to(count, mean.shape), mean, squares])
+        counts, means, squares = jnp.moveaxis(lax.all_gather(rows, self.axis_name), 1, 0)
+        count = counts.sum(0)
+        mean = (counts * means).sum(0) / jnp.maximum(count, 1.0)
+        return count, mean, (squares + counts * jnp.square(means - mean[None])).sum(0)
+
+
+def _moments(x: Float[Array, "b h w c"], extent: Int[Array, "b 2"] | None) -> tuple[Array, Array, Array]:
+    """The number of cells inside the extents, their mean, and the sum of their squares around it; `x` is 0 beyond."""
+    x = x.astype(jnp.float32)
+    count = jnp.sum(_area(x, extent))
+    mean = jnp.sum(x, (0, 1, 2)) / jnp.maximum(count, 1.0)
+    return count, mean, jnp.sum(jnp.square(within(x - mean[None, None, None], extent)), (0, 1, 2))
 
 
 class GroupNorm(nn.Module):
