@@ -14,7 +14,7 @@ from mrcnn_jax.errors import UserError
 AXIS = "data"
 
 # Parameters of glibc's `mallopt`.
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
 def make_mesh(num_devices: int | None = None) -> Mesh:
@@ -46,6 +46,8 @@ def _keep_freed_memory() -> None:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(_M_MMAP_MAX, 0)
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        # The heaps of threads other than the first are too small for such buffers.
+        libc.mallopt(_M_ARENA_MAX, 1)
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
