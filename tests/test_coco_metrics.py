@@ -70,6 +70,24 @@ def random_case(seed, masks=False):
     return {"images": images, "categories": categories, "annotations": annotations}, detections
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_boxes_of_masks_are_small_or_large_as_their_masks_are(backend):
+    gt, dt = random_case(4, masks=True)
+    # Masks that fill a quarter of their box.
+    grid = np.zeros((120, 160), np.uint8, order="F")
+    grid[::2, ::2] = 1
+    for result in dt[::2]:
+        result["segmentation"] = coco_mask.merge([result["segmentation"], coco_mask.encode(grid)], intersect=True)
+    metrics = score(gt, dt, "bbox", backend=backend)
+    np.testing.assert_allclose(list(metrics.figures.values()), reference(gt, dt, "bbox"), rtol=0, atol=1e-12)
+
+
+def test_boxes_may_be_arrays():
+    gt, dt = random_case(1)
+    arrays = [result | {"bbox": np.array(result["bbox"])} for result in dt]
+    assert score(gt, arrays, "bbox").figures == score(gt, dt, "bbox").figures
+
+
 def keypoint_case(seed, joints=17):
     """People in fifteen images, some of them crowds or without a labelled point, found with small and large errors."""
     rng = np.random.default_rng(seed)

@@ -7,11 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import test_train
+import tiny
 
+from mrcnn_jax import distributed
 from mrcnn_jax.data.dataset import Category, Dataset, Record
 from mrcnn_jax.errors import UserError
 from mrcnn_jax.evaluation.coco_metrics import score
 from mrcnn_jax.evaluation.evaluate import evaluate
+from mrcnn_jax.evaluation.run import Evaluator
+from mrcnn_jax.model import Model
+from mrcnn_jax.models import zoo
 from mrcnn_jax.types import Batch, Detections
 
 SIDE = 40
@@ -152,3 +158,16 @@ def test_a_full_disk_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         evaluate(oracle, batches(), DATASET, out_dir=tmp_path / "file", progress=False)
+
+
+def test_a_model_without_masks_is_scored_and_predicts():
+    experiment = test_train.config()
+    experiment.model.mask = None
+    experiment.model.num_classes = DATASET.num_classes
+    network, dataset = zoo.build(experiment.model), replace(DATASET, records=RECORDS[:2])
+    variables = tiny.variables(network)
+    metrics = Evaluator(network, dataset, experiment, distributed.make_mesh(1))(variables)
+    assert list(metrics) == ["bbox"]
+    assert metrics["bbox"].num_images == 2
+    (result,) = Model(experiment.model, dataset.categories, variables).predict([RECORDS[0].source])
+    assert result.masks is None

@@ -177,3 +177,22 @@ def test_three_hundred_objects_train_without_a_new_trace(model, variables):
     for num_objects in (0, 5, 300):
         found, _ = losses(variables, tiny.batch(num_slots=300, num_objects=num_objects))
         assert all(np.isfinite(total) for total, _ in found.values())
+
+
+def test_a_row_without_an_image_is_in_no_statistics():
+    config = tiny.model_config()
+    config.backbone.norm = "bn"
+    model, batch = zoo.build(config), tiny.batch()
+    variables = tiny.variables(model)
+
+    @jax.jit
+    def statistics(variables, batch):
+        def features(module, batch):
+            return module.features(batch, train=True)[2][0][0]
+
+        return model.apply(variables, batch, method=features, mutable=["batch_stats"])
+
+    batch = batch.replace(valid=np.array([True, False]))
+    expected = statistics(variables, batch)
+    noise = batch.replace(image=np.concatenate([batch.image[:1], 255 - batch.image[1:]]), size=batch.size // [[1], [2]])
+    chex.assert_trees_all_equal(statistics(variables, noise), expected)

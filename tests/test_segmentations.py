@@ -31,6 +31,12 @@ class TestSegmentations:
         record, _ = with_annotation(folder, segmentation=value)
         assert record.segmentations[0] == [[float(v) for v in SQUARE]]
 
+    def test_a_bow_tie_has_no_signed_area_and_is_kept(self, folder):
+        ring = [0, 0, 10, 10, 10, 0, 0, 10]
+        record, report = with_annotation(folder, segmentation=[ring])
+        assert record.segmentations[0] == [[float(v) for v in ring]]
+        assert not report.warnings
+
     @pytest.mark.parametrize(
         ("ring", "finding"),
         [

@@ -63,6 +63,14 @@ def polygon_area(ring: Ring) -> float:
     return abs(sum(map(mul, xs, ys[1:] + ys[:1])) - sum(map(mul, ys, xs[1:] + xs[:1]))) / 2
 
 
+def _on_a_line(ring: Ring) -> bool:
+    """Whether all points lie on one line; a bow tie has no signed area either, and yet covers pixels."""
+    points = list(zip(ring[0::2], ring[1::2], strict=True))
+    x, y = points[0]
+    far_x, far_y = max(points, key=lambda p: abs(p[0] - x) + abs(p[1] - y))
+    return all((far_x - x) * (b - y) == (far_y - y) * (a - x) for a, b in points)
+
+
 def area(segmentation: Polygons | Rle) -> float:
     """Square pixels of a canonical segmentation; parts that overlap count twice."""
     if isinstance(segmentation, dict):
@@ -219,6 +227,6 @@ def _polygon(ring, side: int) -> tuple[Ring, str]:
     # Drawing one walks along its edges pixel by pixel: this bounds the walk. NaN compares false.
     if not (-side <= min(ring) and max(ring) <= 2 * side and isfinite(total)):
         return [], "that reaches far outside the image or is not finite"
-    if polygon_area(ring) == 0:
+    if polygon_area(ring) == 0 and _on_a_line(ring):
         return [], "without area"
     return ring, ""

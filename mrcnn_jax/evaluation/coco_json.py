@@ -110,14 +110,13 @@ def detections(source: Source, truth: dict, kind: str, use_categories: bool) -> 
         where = f"{name}: detection {index}"
         if kind == "segm":
             to["segmentation"] = _rle(entry.get("segmentation"), images[to["image_id"]], where)
-            box = _box(entry["bbox"], where) if entry.get("bbox") else None
+            box = _box(entry["bbox"], where) if _has_box(entry) else None
             num_boxes += box is not None
             to["area"] = box[2] * box[3] if box else float(coco_mask.area(to["segmentation"]))
         elif kind == "keypoints":
             to |= _found_points(entry, where)
         else:
-            to["bbox"] = _found_box(entry, images[to["image_id"]], where)
-            to["area"] = to["bbox"][2] * to["bbox"][3]
+            to |= _found_box(entry, images[to["image_id"]], where)
         to["iscrowd"] = 0
     note = f"{num_boxes} of {len(kept)} masks come with boxes, whose area then tells small from large (not the mask's)"
     return kept, (note,) if num_boxes else ()
@@ -136,9 +135,9 @@ def _target(
 
     crowd, area = int(bool(annotation.get("iscrowd"))), annotation.get("area")
     rle = None
-    if annotation.get("segmentation") and (kind == "segm" or not annotation.get("bbox") or area is None):
+    if annotation.get("segmentation") and (kind == "segm" or not _has_box(annotation) or area is None):
         rle = _rle(annotation["segmentation"], image, where)
-    if annotation.get("bbox"):
+    if _has_box(annotation):
         box = _box(annotation["bbox"], where)
     elif rle is not None:
         box = coco_mask.toBbox(rle).tolist()
@@ -168,17 +167,26 @@ def _target(
     return target
 
 
-def _found_box(entry: Mapping, image: Mapping, where: str) -> list[float]:
-    if entry.get("bbox"):
-        return _box(entry["bbox"], where)
-    return coco_mask.toBbox(_rle(entry.get("segmentation"), image, f"{where}: no bbox, and")).tolist()
+def _has_box(entry: Mapping) -> bool:
+    """Whether there is a bbox, which may be an array too; an empty one counts as none."""
+    box = entry.get("bbox")
+    return box is not None and not (hasattr(box, "__len__") and len(box) == 0)
+
+
+def _found_box(entry: Mapping, image: Mapping, where: str) -> dict:
+    """The box, and the area that tells small from large: where only a mask was found, the mask's, as in pycocotools."""
+    if _has_box(entry):
+        box = _box(entry["bbox"], where)
+        return {"bbox": box, "area": box[2] * box[3]}
+    rle = _rle(entry.get("segmentation"), image, f"{where}: no bbox, and")
+    return {"bbox": coco_mask.toBbox(rle).tolist(), "area": float(coco_mask.area(rle))}
 
 
 def _found_points(entry: Mapping, where: str) -> dict:
     points = entry.get("keypoints")
     if not points or len(points) % 3 or not np.isfinite(points).all():
         raise UserError(f"{where}: keypoints must be x, y, score for each point, all finite numbers")
-    if entry.get("bbox"):
+    if _has_box(entry):
         box = _box(entry["bbox"], where)
     else:
         x, y = points[0::3], points[1::3]
@@ -186,7 +194,7 @@ def _found_points(entry: Mapping, where: str) -> dict:
     return {"keypoints": list(points), "bbox": box, "area": box[2] * box[3]}
 
 
-def _box(box: Sequence, where: str) -> list[float]:
+def _box(box: Sequence | np.ndarray, where: str) -> list[float]:
     try:
         x, y, w, h = (float(v) for v in box)
     except (TypeError, ValueError):

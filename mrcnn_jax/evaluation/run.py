@@ -24,9 +24,9 @@ class Evaluator:
         )
 
     def __call__(self, variables: dict, out_dir: Path | None = None) -> dict:
-        """`{'box': Metrics, 'mask': Metrics}` of `variables`.
+        """`{'bbox': Metrics, 'segm': Metrics}` of `variables`; only the former of a model without masks.
 
-        With `out_dir`, predictions.json and metrics.json are written.
+        With `out_dir`, the predictions of each kind and metrics.json are written.
         """
         config = self._config
 
@@ -35,10 +35,11 @@ class Evaluator:
 
         batch_size = -(-config.eval.batch_size // self._mesh.size) * self._mesh.size
         batches = pipeline.eval_loader(self._dataset, config, batch_size)
+        mask = config.model.get("mask")
+        masks = {} if mask is None else {"paste_rule": mask.paste}
         metrics, _ = evaluate(
-            detect, batches, self._dataset, kinds=("bbox", "segm") if "mask" in config.model else ("bbox",),
-            num_workers=config.eval.num_workers, paste_rule=config.model.mask.paste, out_dir=out_dir, progress=True,
-            backend=config.eval.backend,
+            detect, batches, self._dataset, kinds=("bbox", "segm") if masks else ("bbox",), **masks,
+            num_workers=config.eval.num_workers, out_dir=out_dir, progress=True, backend=config.eval.backend,
         )  # fmt: skip
         return metrics
 

@@ -78,7 +78,9 @@ class RCNN(nn.Module):
 
     def features(self, batch: Batch, *, train: bool) -> Pyramid:
         """The feature pyramid of a batch of uint8 images."""
-        image, canvas = self.pixels(jnp.asarray(batch.image), jnp.asarray(batch.size))
+        # A row without an image has no cell, so that no statistics see it.
+        size = jnp.where(jnp.asarray(batch.valid)[:, None], jnp.asarray(batch.size), 0)
+        image, canvas = self.pixels(jnp.asarray(batch.image), size)
         return self.fpn(self.backbone(image, canvas, train), train)
 
     def propose(self, pyramid: Pyramid, out, batch: Batch, *, train: bool) -> Proposals:

@@ -107,7 +107,8 @@ class RPN(nn.Module):
         boxes = box_ops.clip(box_ops.decode(out.deltas[best], out.anchors[best], BOX_WEIGHTS), size)
         sides = boxes[:, 2:] - boxes[:, :2]
         large = jnp.all(sides >= self.min_size if self.min_size > 0 else sides > 0, axis=-1)
-        return Proposals(boxes, out.logits[best], valid & large)
+        logits = out.logits[best]
+        return Proposals(boxes, logits, valid & large & jnp.isfinite(logits))
 
 
 def _whole(features: Array, extent: Int[Array, "b 2"] | None) -> Int[Array, "b 2"]:

@@ -138,12 +138,17 @@ _deep_conv.defvjp(_wide_conv_forward, _deep_conv_backward)
 def _spread(kernel: Array, g: Array) -> Array:
     """The gradient by the input: what every tap of every output cell sends back, added where the tap had read."""
     b, h, w, features = g.shape
-    sent = lax.dot_general(g.reshape(-1, features), kernel.reshape(-1, features), (((1,), (1,)), ((), ())))
+    sent = lax.dot_general(
+        g.reshape(-1, features),
+        kernel.reshape(-1, features),
+        (((1,), (1,)), ((), ())),
+        preferred_element_type=jnp.float32,
+    )
     sent = sent.reshape(b, h, w, 3, 3, -1)
     places = [
         jnp.pad(sent[:, :, :, i, j], ((0, 0), (i, 2 - i), (j, 2 - j), (0, 0))) for i in range(3) for j in range(3)
     ]
-    return sum(places[1:], places[0])[:, 1:-1, 1:-1]
+    return sum(places[1:], places[0])[:, 1:-1, 1:-1].astype(g.dtype)
 
 
 def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
