@@ -196,3 +196,26 @@ def test_a_row_without_an_image_is_in_no_statistics():
     expected = statistics(variables, batch)
     noise = batch.replace(image=np.concatenate([batch.image[:1], 255 - batch.image[1:]]), size=batch.size // [[1], [2]])
     chex.assert_trees_all_equal(statistics(variables, noise), expected)
+
+
+def test_torchvisions_strides_are_those_of_the_canvas():
+    """torchvision divides the padded image by the map; here that of the image alone, whatever it is padded into."""
+    config = zoo.torchvision(tiny.model_config())
+    model = zoo.build(config)
+
+    @jax.jit
+    def anchors(variables, batch):
+        def read(module, batch):
+            out = module.rpn(module.features(batch, train=False), batch.image.shape[1:3])
+            return out.anchors, out.valid
+
+        return model.apply(variables, batch, method=read)
+
+    batch = tiny.batch(side=96)
+    variables = tiny.variables(model)
+    expected, _ = anchors(variables, batch)
+    wide = batch.replace(image=np.pad(batch.image, ((0, 0), (0, 0), (0, 32), (0, 0))))
+    found, valid = anchors(variables, wide)
+    # Level 6 is one and a half cells of 64 pixels, rounded up to two: 48 pixels apart, not 64.
+    np.testing.assert_array_equal(expected[0, -9:-6] - expected[0, -12:-9], [[48.0, 0.0, 48.0, 0.0]] * 3)
+    np.testing.assert_array_equal(found[valid].reshape(expected.shape), expected)

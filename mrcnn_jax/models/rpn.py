@@ -59,15 +59,21 @@ class RPN(nn.Module):
     def __call__(self, pyramid: Pyramid, image_shape: tuple[int, int]) -> RPNOutput:
         """Logits, deltas and anchors of a batch; `image_shape` is that of the padded images."""
         logits, deltas = self.head(pyramid)
+        finest = min(pyramid)
+        features, extent = pyramid[finest]
+        # The map of a canvas, whose sides are multiples of 32, ends where the canvas does.
+        canvas = _whole(features, extent) * 2**finest if extent is not None else jnp.array([image_shape], jnp.int32)
         anchors, valid = [], []
         for level, sizes in zip(sorted(pyramid), self.sizes, strict=True):
             features, extent = pyramid[level]
             height, width = features.shape[1:3]
-            stride = (image_shape[0] // height, image_shape[1] // width) if self.stride_from_grid else (2**level,) * 2
-            anchors.append(grid_anchors(cell_anchors(sizes, self.ratios, self.rounded), (height, width), stride))
-            inside = jax.vmap(_cells_inside, (None, None, 0))(height, width, _whole(features, extent))
+            extent = _whole(features, extent)
+            stride = canvas // jnp.maximum(extent, 1) if self.stride_from_grid else jnp.full_like(extent, 2**level)
+            cells = cell_anchors(sizes, self.ratios, self.rounded)
+            anchors.append(jax.vmap(_grid, (None, None, None, 0))(cells, height, width, stride))
+            inside = jax.vmap(_cells_inside, (None, None, 0))(height, width, extent)
             valid.append(jnp.repeat(inside, len(sizes) * len(self.ratios), axis=1))
-        anchors = jnp.broadcast_to(np.concatenate(anchors), (features.shape[0], sum(map(len, anchors)), 4))
+        anchors = jnp.concatenate(anchors, 1)
         return RPNOutput(jnp.concatenate(logits, 1), jnp.concatenate(deltas, 1), anchors, jnp.concatenate(valid, 1))
 
     def losses(self, out: RPNOutput, gt: GroundTruth, key: Array | None) -> dict[str, tuple[Array, Array]]:
@@ -109,6 +115,13 @@ class RPN(nn.Module):
         large = jnp.all(sides >= self.min_size if self.min_size > 0 else sides > 0, axis=-1)
         logits = out.logits[best]
         return Proposals(boxes, logits, valid & large & jnp.isfinite(logits))
+
+
+def _grid(cells: Float[np.ndarray, "n 4"], height: int, width: int, stride: Int[Array, " 2"]) -> Float[Array, "a 4"]:
+    """`grid_anchors` of ONE image, whose stride may be known only at run time."""
+    places = grid_anchors(np.zeros_like(cells), (height, width), (1, 1))
+    stride = stride.astype(jnp.float32)[jnp.array([1, 0, 1, 0])]
+    return places * stride[None] + np.tile(cells, (height * width, 1))
 
 
 def _whole(features: Array, extent: Int[Array, "b 2"] | None) -> Int[Array, "b 2"]:
