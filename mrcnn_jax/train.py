@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import jax
@@ -17,6 +18,7 @@ from mrcnn_jax.data.dataset import Dataset
 from mrcnn_jax.diagnose import first_non_finite
 from mrcnn_jax.errors import UserError
 from mrcnn_jax.evaluation.run import Evaluator, headline
+from mrcnn_jax.interruption import Interrupted, Interruption
 from mrcnn_jax.metrics_writer import MetricsWriter
 from mrcnn_jax.models import zoo
 from mrcnn_jax.optim import optimizer
@@ -26,31 +28,43 @@ from mrcnn_jax.train_step import init_state, make_train_step
 
 
 def train(config: ConfigDict, workdir: Path, *, log: Callable[[str], None] = print) -> dict[str, float]:
-    """Train until `config.train.steps`, going on from the newest checkpoint in `workdir`. Returns the last figures, and the `minutes` of training.
+    """Train until `config.train.steps`, going on from the newest checkpoint in `workdir`.
 
-    Raises `UserError` where the config, the data or the loss makes it impossible to go on; what was saved stays.
+    Ctrl-C or SIGTERM ends the run after the step that it is in, with a checkpoint of that step; a second one ends the
+    process at once. An evaluation is broken off, and not made up for. A run over several hosts, which would first have
+    to agree on a step, is ended at once.
+
+    Returns:
+        The last figures, and the `minutes` of training.
+
+    Raises:
+        UserError: the config, the data or the loss makes it impossible to go on; what was saved stays.
+        Interrupted: a signal came, and the state is saved.
     """
+    _check_counts(config)
     mesh = distributed.make_mesh()
     distributed.check_batch_size(config.train.batch_size, mesh, config.train.accumulate)
 
     train_data, val_data = _data(config, log)
     config = _resolved(config, train_data)
 
+    # First of all that takes time: it refuses the folder of another experiment.
+    metadata = describe(config, train_data.categories)
+    checkpoints = Checkpoints(workdir, metadata, keep_last=config.train.keep_last)
+
     model = zoo.build(config.model, distributed.AXIS)
     variables, report = initial_variables(model, config)
     for line in (*report, parameter_table(variables["params"])):
         log(line)
     tx, rate = optimizer(config, variables["params"])
-    state = init_state(variables, tx, ema=config.train.ema > 0)
+    # On its devices before anything is restored, so that a checkpoint goes there from whatever devices it was saved on.
+    state = distributed.replicate(init_state(variables, tx, ema=config.train.ema > 0), mesh)
 
-    metadata = describe(config, train_data.categories)
-    checkpoints = Checkpoints(workdir, metadata, keep_last=config.train.keep_last)
     restored = checkpoints.restore(state)
     if restored is not None:
         state = restored.state
         log(f"resumed from step {restored.step} in {workdir}")
     start = int(state.step)
-    state = distributed.replicate(state, mesh)
     writer = MetricsWriter(workdir, start)
 
     step_fn = make_train_step(
@@ -75,42 +89,60 @@ def train(config: ConfigDict, workdir: Path, *, log: Callable[[str], None] = pri
         step, batch = int(state.step), next(iter(loader(int(state.step))))
         culprit = first_non_finite(zoo.build(config.model), state, batch, config.seed)
         raise UserError(
-            f"the loss is not finite at step {step}, image ids {', '.join(map(str, batch.image_id))}: first in {culprit}. "
-            f"The last good checkpoint is that of step {checkpoints.latest_step()}. Lower config.optimizer.learning_rate, "
-            "lengthen warmup_steps or set clip_norm, and run the command again"
+            f"the loss is not finite at step {step}, image ids {', '.join(map(str, batch.image_id))}: first in "
+            f"{culprit}. The last good checkpoint is that of step {checkpoints.latest_step()}. Lower "
+            "config.optimizer.learning_rate, lengthen warmup_steps or set clip_norm, and run the command again"
         )
 
     total, figures = config.train.steps, {}
     window = _Window(config.train.batch_size, minutes=writer.last("minutes"))
-    with Progress("train", total, start) as progress:
-        for done, batch in zip(range(start + 1, total + 1), loader(start), strict=False):
-            state, metrics = step_fn(state, distributed.shard(batch, mesh))
-            window.add(metrics)
-            log_now, evaluate_now, save_now = (
-                done % every == 0 or done == total
-                for every in (config.train.log_every, config.train.eval_every, config.train.save_every)
-            )
-            if log_now or evaluate_now or save_now:
-                stop_if_not_finite()
-            if log_now:
-                means = window.close() | {"learning_rate": float(rate(done - 1))}
-                writer.write(done, means)
-                progress.update(done, f"loss {means['loss']:.3f}  {means['images_per_second']:.1f} images/s")
-            if evaluate_now:
-                figures = headline(evaluator(state.evaluated(), workdir))
-                writer.write(done, figures)
-                progress.say(
-                    f"step {done}: " + "  ".join(f"{k} {v:.3f}" for k, v in figures.items() if k.endswith("/AP"))
+    interruption = Interruption(enabled=jax.process_count() == 1)
+    with interruption, Progress("train", total, start) as progress, closing(loader(start)) as batches:
+        try:
+            for done, batch in zip(range(start + 1, total + 1), batches, strict=False):
+                log_now, evaluate_now, save_now = (
+                    done % every == 0 or done == total
+                    for every in (config.train.log_every, config.train.eval_every, config.train.save_every)
                 )
-                window.restart()
-            if evaluate_now or save_now:
-                checkpoints.save(done, state, {"step": done}, figures if evaluate_now else None)
+                # A signal falls before the step or after it, where `state` can be saved.
+                with interruption.held():
+                    state, metrics = step_fn(state, distributed.shard(batch, mesh))
+                    window.add(metrics)
+                    if log_now or evaluate_now or save_now:
+                        stop_if_not_finite()
+                    if log_now:
+                        means = window.close() | {"learning_rate": float(rate(done - 1))}
+                        writer.write(done, means)
+                        progress.update(done, f"loss {means['loss']:.3f}  {means['images_per_second']:.1f} images/s")
+                if evaluate_now:
+                    figures = headline(evaluator(state.evaluated(), workdir))
+                    writer.write(done, figures)
+                    shown = (f"{name} {value:.3f}" for name, value in figures.items() if name.endswith("/AP"))
+                    progress.say(f"step {done}: {'  '.join(shown)}")
+                    window.restart()
+                if evaluate_now or save_now:
+                    with interruption.held():
+                        checkpoints.save(done, state, {"step": done}, figures if evaluate_now else None)
+        except Interrupted as stop:
+            stop_if_not_finite()
+            step = int(state.step)
+            checkpoints.save(step, state, {"step": step})
+            checkpoints.close()
+            saved = f"stopped at step {step}, saved in {workdir}: run the same command to go on"
+            raise Interrupted(stop.signal, saved) from None
     if not figures:
         figures = headline(evaluator(state.evaluated(), workdir))
     checkpoints.close()
     minutes = writer.last("minutes")
     writer.close()
     return figures | {"minutes": minutes}
+
+
+def _check_counts(config: ConfigDict) -> None:
+    for key in ("batch_size", "steps", "accumulate", "log_every", "eval_every", "save_every", "keep_last"):
+        value = config.train[key]
+        if value is None or value < 1:
+            raise UserError(f"config.train.{key}={value}: give 1 or more")
 
 
 def _data(config: ConfigDict, log: Callable[[str], None]) -> tuple[Dataset, Dataset]:

@@ -18,10 +18,17 @@ MODULES = sorted(module.name for module in pkgutil.walk_packages([str(ROOT)], "m
 ALLOWED = {
     "mrcnn_jax.types": (),
     "mrcnn_jax.errors": (),
+    "mrcnn_jax.interruption": (),
     "mrcnn_jax.ops": ("mrcnn_jax.types",),
     "mrcnn_jax.nn": ("mrcnn_jax.types",),
     "mrcnn_jax.models": ("mrcnn_jax.types", "mrcnn_jax.errors", "mrcnn_jax.ops", "mrcnn_jax.nn"),
-    "mrcnn_jax.data": ("mrcnn_jax.types", "mrcnn_jax.errors", "mrcnn_jax.ops", "mrcnn_jax.progress"),
+    "mrcnn_jax.data": (
+        "mrcnn_jax.types",
+        "mrcnn_jax.errors",
+        "mrcnn_jax.interruption",
+        "mrcnn_jax.ops",
+        "mrcnn_jax.progress",
+    ),
 }
 # Neither is a dependency: weights are read without torch, data sets without TensorFlow.
 FORBIDDEN = ("torch", "torchvision", "tensorflow", "experiments", "tests")

@@ -82,6 +82,22 @@ def test_killed_runs_end_in_the_same_bits(finished, tmp_path):
     assert figures["mask/AP"] == finished[1]["mask/AP"]
 
 
+def test_a_run_goes_on_with_another_number_of_devices(finished):
+    script = (
+        "import jax, sys; jax.config.update('jax_platforms', 'cpu'); jax.config.update('jax_num_cpu_devices', 1);"
+        "sys.path[:0] = sys.argv[2:];"
+        "import test_train; from importlib import import_module; from pathlib import Path;"
+        "loop = import_module('mrcnn_jax.train');"
+        "loop.MetricsWriter = lambda workdir, start: sys.exit(f'goes on from step {start}');"
+        "loop.train(test_train.config(), Path(sys.argv[1]), log=print)"
+    )
+    here = os.path.dirname(__file__)
+    command = [sys.executable, "-c", script, str(finished[0]), here, os.path.dirname(here)]
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.stderr.strip().endswith(f"goes on from step {STEPS}")
+
+
 def test_a_loss_that_is_not_finite_names_step_images_and_tensor(tmp_path):
     bad = config()
     bad.optimizer.update({"name": "sgd", "learning_rate": 1e30, "clip_norm": 0.0, "warmup_steps": 0})

@@ -23,6 +23,7 @@ MAY_CHANGE = (
     "train.eval_every",
     "train.save_every",
     "train.keep",
+    "train.cpu_devices",
 )
 
 

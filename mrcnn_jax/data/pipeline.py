@@ -24,6 +24,7 @@ from mrcnn_jax.data import sampling, transforms
 from mrcnn_jax.data.collate import collate, ground_truth, stack
 from mrcnn_jax.data.dataset import Dataset
 from mrcnn_jax.errors import UserError
+from mrcnn_jax.interruption import leave_to_main_process
 from mrcnn_jax.types import Batch, GroundTruth
 
 # Batches that are being made ahead of the one asked for, in each process.
@@ -88,7 +89,7 @@ class Loader(Iterator[Batch]):
             flags.FLAGS.mark_as_parsed()
         alone = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
         options = grain.MultiprocessingOptions(self._num_workers, per_worker_buffer_size=1)
-        return iter(batches.to_iter_dataset(alone).mp_prefetch(options, worker_init_fn=_single_threaded))
+        return iter(batches.to_iter_dataset(alone).mp_prefetch(options, worker_init_fn=_prepare_worker))
 
 
 @dataclass(frozen=True)
@@ -275,7 +276,8 @@ def _check_shared_memory(data: ConfigDict, rows: slice) -> None:
         )
 
 
-def _single_threaded(worker_index: int, worker_count: int) -> None:
+def _prepare_worker(worker_index: int, worker_count: int) -> None:
     del worker_index, worker_count
+    leave_to_main_process()
     # The workers are the parallelism; OpenCV's own threads in each would only fight over the cores.
     cv2.setNumThreads(1)

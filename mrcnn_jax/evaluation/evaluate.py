@@ -16,6 +16,7 @@ from mrcnn_jax.errors import UserError
 from mrcnn_jax.evaluation.coco_metrics import Backend, Kind, Metrics, score
 from mrcnn_jax.evaluation.paste import Rule
 from mrcnn_jax.evaluation.results import coco_results, rescale, write_json
+from mrcnn_jax.interruption import leave_to_main_process
 from mrcnn_jax.progress import Progress
 from mrcnn_jax.types import Batch, Detections
 
@@ -97,7 +98,11 @@ def evaluate(
             results[image_id] = task.result()
 
     spawn = multiprocessing.get_context("spawn")
-    workers = ProcessPoolExecutor(num_workers, mp_context=spawn) if num_workers else nullcontext()
+    workers = (
+        ProcessPoolExecutor(num_workers, mp_context=spawn, initializer=leave_to_main_process)
+        if num_workers
+        else nullcontext()
+    )
     try:
         with workers as pool, Progress("evaluate", len(ids)) if progress else nullcontext() as bar:
             running = None

@@ -1,0 +1,76 @@
+"""Ctrl-C and SIGTERM, made to fall between two steps of a loop and not into one."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_TOLD = b"\nstopping and saving; once more to end at once, without saving\n"
+# The progress bar hides the cursor, and a process that is ended by a signal cannot show it again.
+_SHOW_CURSOR = b"\x1b[?25h"
+
+
+def leave_to_main_process() -> None:
+    """For worker processes, which Ctrl-C reaches too: the first is the main process's affair, a second ends them."""
+    signal.signal(signal.SIGINT, lambda *_: signal.signal(signal.SIGINT, signal.SIG_DFL))
+
+
+class Interrupted(KeyboardInterrupt):
+    """The program was asked to end, by Ctrl-C or by the system; `signal` is the number of what came."""
+
+    def __init__(self, number: int, message: str = ""):
+        super().__init__(message)
+        self.signal = number
+
+
+class Interruption:
+    """The first SIGINT or SIGTERM inside raises `Interrupted`; a second one ends the process at once.
+
+        with Interruption() as interruption:
+            for batch in batches:
+                with interruption.held():
+                    state = step(state, batch)
+
+    What is `held` is not left half-way: a signal that comes meanwhile is raised at its end. Afterwards the handlers are
+    those of before. Where `enabled` is False, or in another thread than the main one, which alone may set handlers,
+    signals do what they always did.
+    """
+
+    def __init__(self, enabled: bool = True):
+        self._enabled = enabled
+        self._previous = {}
+        self._held = False
+        self._received: int | None = None
+
+    def __enter__(self) -> "Interruption":
+        if self._enabled and threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._receive) for number in _SIGNALS}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            # None: a handler that was not set from Python, which cannot be given back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Raises `Interrupted` at the end, if a signal came."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+        if self._received is not None:
+            raise Interrupted(self._received)
+
+    def _receive(self, number: int, frame: object) -> None:
+        # The system's own handling: Python would run a handler only once XLA, which may compile for minutes, returns.
+        for each in self._previous:
+            signal.signal(each, signal.SIG_DFL)
+        # Not `print`: the signal may have come in the middle of one.
+        os.write(2, _TOLD + _SHOW_CURSOR * os.isatty(2))
+        self._received = number
+        if not self._held:
+            raise Interrupted(number)

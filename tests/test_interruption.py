@@ -1,0 +1,87 @@
+"""Signals fall between two steps; a second one ends the process at once."""
+
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from mrcnn_jax.interruption import Interrupted, Interruption
+
+BOTH = (signal.SIGINT, signal.SIGTERM)
+
+
+@pytest.mark.parametrize("number", BOTH)
+def test_a_signal_waits_for_the_end_of_what_is_held(number):
+    before, steps = [signal.getsignal(each) for each in BOTH], []
+
+    def run():
+        with Interruption() as interruption:
+            for step in range(3):
+                with interruption.held():
+                    if step == 1:
+                        signal.raise_signal(number)
+                    steps.append(step)
+
+    with pytest.raises(Interrupted) as stop:
+        run()
+    assert steps == [0, 1]
+    assert stop.value.signal == number
+    assert [signal.getsignal(each) for each in BOTH] == before
+
+
+@pytest.mark.parametrize("number", BOTH)
+def test_a_signal_is_raised_where_nothing_is_held(number):
+    with Interruption() as interruption:
+        with interruption.held():
+            pass
+        with pytest.raises(Interrupted) as stop:
+            signal.raise_signal(number)
+    assert stop.value.signal == number
+
+
+def test_an_error_in_what_is_held_is_not_hidden_and_ends_the_hold():
+    with Interruption() as interruption:
+        with pytest.raises(ValueError, match="spoilt"), interruption.held():
+            raise ValueError("spoilt")
+        with pytest.raises(Interrupted):
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("number", BOTH)
+def test_the_second_signal_ends_the_process(number):
+    code = (
+        "import signal, sys; from mrcnn_jax.interruption import Interruption\n"
+        "with Interruption() as interruption, interruption.held():\n"
+        "    signal.raise_signal(int(sys.argv[1])); print('first', flush=True)\n"
+        "    signal.raise_signal(int(sys.argv[1])); print('second', flush=True)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(int(number))], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (-number, "first\n")
+    assert done.stderr.strip() == "stopping and saving; once more to end at once, without saving"
+
+
+def test_a_worker_ends_at_the_second_ctrl_c():
+    code = (
+        "import signal; from mrcnn_jax.interruption import leave_to_main_process\n"
+        "leave_to_main_process()\n"
+        "signal.raise_signal(signal.SIGINT); print('first', flush=True)\n"
+        "signal.raise_signal(signal.SIGINT); print('second', flush=True)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "first\n", "")
+
+
+def test_nothing_is_changed_where_it_is_not_enabled_or_in_another_thread():
+    before, inside = [signal.getsignal(each) for each in BOTH], []
+
+    def note(enabled):
+        with Interruption(enabled) as interruption, interruption.held():
+            inside.append([signal.getsignal(each) for each in BOTH])
+
+    note(False)
+    thread = threading.Thread(target=note, args=(True,))
+    thread.start()
+    thread.join()
+    assert inside == [before, before]
