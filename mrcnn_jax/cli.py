@@ -1,32 +1,39 @@
 """The `mrcnn` command. Handlers live in `commands` and are imported when they run, so that `mrcnn --help` is quick."""
 
 import argparse
+import math
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from mrcnn_jax import __version__, disk_space
 from mrcnn_jax.errors import UserError
+from mrcnn_jax.interruption import Interrupted
 
 _CONFIG_HELP = "an experiment, e.g. experiments/shapes.py or experiments/shapes.py:smoke"
 _OVERRIDES = "Every key of the experiment can be changed: --config.train.steps=100 --config.data.root=DIR"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command. Exit status: 0, 1 (`check` found something wrong), 2 (an error, told in one line) or 130 (Ctrl-C)."""
+    """Runs one command and returns its exit status, after one line for whatever is not 0 or 1.
+
+    0 is well done, 1 that `check` found something wrong, 2 an error, 130 Ctrl-C, and 143 SIGTERM while training.
+    """
     parser = _parser()
     options, overrides = _parse(parser, sys.argv[1:] if arguments is None else list(arguments))
     try:
         return _run(options, overrides)
     except UserError as error:
         return _fail(str(error))
+    except Interrupted as stop:
+        return _tell(str(stop), status=128 + stop.signal)
     except KeyboardInterrupt:
-        again = ": run the same command again to go on" if options.command in ("train", "demo") else ""
-        return _fail(f"interrupted{again}", status=130)
+        again = ": run the same command to go on" if options.command in ("train", "demo") else ""
+        return _tell(f"interrupted{again}", status=130)
     except BrokenPipeError:
         # The reader (`| head`) has left. Python would complain once more when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -62,8 +69,15 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """Tells a mistake in one line, as every other error is told, without the usage above it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"mrcnn: error: {message} (`{self.prog} --help` tells more)\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="mrcnn", description="Train, score and use detectors of the R-CNN family in JAX.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"mrcnn_jax {__version__}")
@@ -99,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     predict.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to write")
     predict.add_argument(
-        "--threshold", type=float, default=0.5, metavar="SCORE", help="lowest score drawn (%(default)s)"
+        "--threshold", type=_score, default=0.5, metavar="SCORE", help="lowest score drawn (%(default)s)"
     )
 
     score = add("score", "Score COCO results against COCO ground truth; prints JSON.")
@@ -110,11 +124,23 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _score(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to 1")
+    return value
+
+
 def _parse(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """The options, and the overrides (`--config.a.b=value`) as `a.b=value`."""
     prefix = "--config."
     overrides = [argument.removeprefix(prefix) for argument in arguments if argument.startswith(prefix)]
     options = parser.parse_args([argument for argument in arguments if not argument.startswith(prefix)])
+    if getattr(options, "config", None) == "":
+        parser.error("argument --config: name an experiment, such as experiments/shapes.py")
     if overrides and not getattr(options, "config", None):
         parser.error(f"--config.{overrides[0]} changes an experiment: name it with --config=FILE")
     if options.command == "check" and not options.config and not (options.images and options.annotations):
@@ -138,8 +164,12 @@ def _unexpected(error: Exception, workdir: Path | None) -> str:
     return f"{summary} (the traceback is in {file})"
 
 
-def _fail(message: str, status: int = 2) -> int:
-    print(f"mrcnn: error: {' '.join(message.splitlines())}", file=sys.stderr)
+def _fail(message: str) -> int:
+    return _tell(f"error: {' '.join(message.splitlines())}", status=2)
+
+
+def _tell(line: str, status: int) -> int:
+    print(f"mrcnn: {line}", file=sys.stderr)
     return status
 
 

@@ -38,7 +38,7 @@ class Result:
 
 @dataclass
 class Model:
-    """A detector: `init`, `losses` and `detect` are pure functions of (params, ...); `predict` uses the loaded `params`.
+    """A detector: `init`, `losses` and `detect` are pure functions of (params, ...); `predict` uses its own `params`.
 
     `params` everywhere means all variables of the network: {"params": trained, "batch_stats": buffers}.
     """
@@ -68,7 +68,8 @@ class Model:
 
     def detect(self, params: dict, batch: Batch) -> Detections:
         """`RCNN.detect`: detections in pixels of the padded images."""
-        return self.network.apply(params, batch, method="detect")
+        detections: Any = self.network.apply(params, batch, method="detect")
+        return detections
 
     def predict(
         self,
@@ -81,30 +82,45 @@ class Model:
     ) -> list[Result]:
         """Detect in uint8 RGB arrays or image files of any sizes; one `Result` an image, in the order given.
 
-        Images are resized as the weights expect (`min_size` and `max_size` override), sorted into a landscape and a portrait
-        shape, and run `batch_size` at a time: two compilations, or four where single images are asked for too.
-        Raises `UserError` for a file that cannot be read or an array that is not uint8 RGB.
+        Images are resized as the weights expect, sorted into a landscape and a portrait shape, and run `batch_size` at
+        a time: two compilations, or four where single images are asked for too, however many sizes there are.
+
+        Args:
+            images: all are decoded before the first is run, so they have to fit into memory.
+            proposals: for models that need them; none does yet.
+            min_size: pixels of the short side after the resize; by default that of the weights. Every other size (and
+                `max_size`) makes its own compilations.
+            max_size: to how many pixels the long side is limited, at the cost of the short one.
+            score_threshold: the lowest score of what is returned; by default all that the model reports, which starts
+                at `config.box.score_threshold`.
+            batch_size: images at a time; a shape that has but one image is run alone.
+
+        Raises:
+            UserError: the model has no weights, a file cannot be read, an array is not uint8 RGB, or a size is not
+                positive.
         """
         if self.params is None:
             raise UserError("this model has no weights: use mrcnn_jax.load(path), or set model.params")
         if proposals is not None:
             raise UserError("this model finds its own proposals: leave `proposals` out")
+        for name, value in (("min_size", min_size), ("max_size", max_size), ("batch_size", batch_size)):
+            _require_positive(name, value)
         short = min_size or self.config.preprocess.short_side
         long = max_size or self.config.preprocess.max_size
         arrays = [_array(image, i) for i, image in enumerate(images)]
         shapes = [_bucket(array.shape, short, long, self.config.preprocess) for array in arrays]
-        results: list[Result | None] = [None] * len(arrays)
+        results: dict[int, Result] = {}
         for shape in sorted(set(shapes)):
             members = [i for i, s in enumerate(shapes) if s == shape]
-            size = 1 if len(members) == 1 else batch_size
-            for start in range(0, len(members), size):
-                chunk = members[start : start + size]
-                batch = self._batch([arrays[i] for i in chunk], size, shape, short, long)
+            num_rows = 1 if len(members) == 1 else batch_size
+            for start in range(0, len(members), num_rows):
+                chunk = members[start : start + num_rows]
+                batch = self._batch([arrays[i] for i in chunk], num_rows, shape, short, long)
                 found = jax.device_get(self._detector(batch.image.shape)(self.params, batch))
                 for row, i in enumerate(chunk):
-                    detections = jax.tree.map(lambda x, row=row: x[row], found)
-                    results[i] = self._result(detections, batch.size[row].tolist(), arrays[i].shape[:2], score_threshold)
-        return results
+                    one, size = jax.tree.map(lambda x, row=row: x[row], found), batch.size[row].tolist()
+                    results[i] = self._result(one, size, arrays[i].shape[:2], score_threshold)
+        return [results[i] for i in range(len(arrays))]
 
     def _batch(self, arrays: list[np.ndarray], batch_size: int, shape: tuple[int, int], short: int, long: int) -> Batch:
         batch = empty_batch(batch_size, shape)
@@ -119,9 +135,8 @@ class Model:
         return self._detectors.setdefault(shape, jax.jit(self.detect))
 
     def _result(self, detections: Detections, size, original, score_threshold: float | None) -> Result:
-        found = to_image(
-            detections, size, original, paste_rule=self.config.mask.paste if "mask" in self.config else None
-        )
+        mask = self.config.get("mask")
+        found = to_image(detections, size, original, paste_rule=None if mask is None else mask.paste)
         keep = found.scores >= (score_threshold or 0.0)
         labels = found.classes[keep] - 1
         ids = np.array([category.id for category in self.categories], np.int64)[labels]
@@ -142,8 +157,9 @@ def empty_batch(batch_size: int, shape: tuple[int, int]) -> Batch:
 def create(name: str, num_classes: int, **overrides: Any) -> Model:
     """A named architecture without weights; `overrides` maps dotted config keys to values, e.g. {"box.beta": 0.5}.
 
-    Raises `UserError` for a name, a key or a type of value that does not exist.
+    Raises `UserError` for a name, a key or a type of value that does not exist, and where there is no class.
     """
+    _require_positive("num_classes", num_classes)
     config = zoo.named(name)
     config.num_classes = num_classes
     for key, value in overrides.items():
@@ -154,8 +170,8 @@ def create(name: str, num_classes: int, **overrides: Any) -> Model:
 def load(path: str | Path, overrides: dict[str, Any] | None = None) -> Model:
     """The model in a run's folder or a checkpoint, with its classes and preprocessing.
 
-    `overrides` maps dotted keys of the model config to values, e.g. {"box.score_threshold": 0.5}. Raises `UserError` where
-    there is no checkpoint, or for a key or a type of value that does not exist.
+    `overrides` maps dotted keys of the model config to values, e.g. {"box.score_threshold": 0.5}. Raises `UserError`
+    where there is no checkpoint, or for a key or a type of value that does not exist.
     """
     params, batch_stats, metadata = load_params(Path(path))
     config = config_from_dict(metadata["config"]).model
@@ -163,6 +179,11 @@ def load(path: str | Path, overrides: dict[str, Any] | None = None) -> Model:
         override(config, key, value)
     categories = categories_from(metadata)
     return Model(config, categories, jax.tree.map(jnp.asarray, {"params": params, "batch_stats": batch_stats}))
+
+
+def _require_positive(name: str, value: int | None) -> None:
+    if value is not None and value < 1:
+        raise UserError(f"{name}={value}: give 1 or more")
 
 
 def _array(image: np.ndarray | str | Path, index: int) -> np.ndarray:

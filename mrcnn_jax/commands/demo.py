@@ -13,7 +13,10 @@ NUM_DRAWN = 12
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
-    """Everything ends up in `workdir`: metrics.json, curves.png, predictions.png, checkpoints. The last line is the result."""
+    """Everything ends up in `workdir`: metrics.json, curves.png, predictions.png, checkpoints.
+
+    The last line is the result.
+    """
     figures = train.run(config, workdir)
     dataset, _ = sources.load(config, "val")
     model = load(workdir)

@@ -15,9 +15,13 @@ from mrcnn_jax.models import zoo
 
 
 def run(config: ConfigDict | None, workdir: Path | None, checkpoint: Path | None, json_path: Path | None) -> None:
-    """Score the weights in `checkpoint` (or the best of `workdir`) on the validation images of `config` (or of their own run).
+    """Score the weights in `checkpoint` (or the best of `workdir`) on the validation images of `config`.
 
-    The architecture and the preprocessing are always those that the weights came with.
+    Without `config` they are those of the weights' own run. The architecture and the preprocessing are always those
+    that the weights came with.
+
+    Raises:
+        UserError: there is no such checkpoint, the data cannot be used, or its classes are not those of the weights.
     """
     path = checkpoint or workdir
     params, batch_stats, metadata = load_params(path)

@@ -15,20 +15,26 @@ from mrcnn_jax.visualize import draw, save
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 # Images that are in memory at one time.
 _CHUNK = 16
+# Failures that are told in full.
+_TOLD = 10
 
 
 def run(checkpoint: Path, images: list[str], out: Path, threshold: float) -> None:
     """Detect in image files and folders: an overlay of each in `out`, and `predictions.json` with all of them.
 
-    `threshold` is the lowest score that is drawn; predictions.json holds all that the model reports, in COCO's form, with
-    `file_name` beside `image_id`, which counts the images from 1. An unreadable image is told and left out; the others are
-    done, and the command then fails.
+    `threshold` is the lowest score that is drawn; predictions.json holds all that the model reports, in COCO's form,
+    with `file_name` beside `image_id`, which counts the images from 1.
+
+    Raises:
+        UserError: there is no such checkpoint; `out` cannot be written; or, after all others were done, an image cannot
+            be read or a folder has none.
     """
     model = load(checkpoint)
-    paths = _files(images)
+    paths, failures = _files(images)
+    num_named = len(paths) + len(failures)
     names = _distinct_names(paths)
     skeleton = next((category.skeleton for category in model.categories if category.skeleton), ())
-    entries, failures = [], []
+    entries, num_done = [], 0
     with Progress("predict", len(paths)) as progress:
         for start in range(0, len(paths), _CHUNK):
             readable = []
@@ -41,28 +47,28 @@ def run(checkpoint: Path, images: list[str], out: Path, threshold: float) -> Non
             for (number, image), result in zip(readable, results, strict=True):
                 save(draw(image, result, model.classes, threshold=threshold, skeleton=skeleton), out / names[number])
                 entries += _coco(result, number + 1, paths[number].name, image.shape[:2])
+            num_done += len(readable)
             progress.update(min(start + _CHUNK, len(paths)))
-    out.mkdir(parents=True, exist_ok=True)
     write_json(entries, out / "predictions.json")
-    print(f"{len(paths) - len(failures)} images, {len(entries)} detections: see {out}")
+    print(f"{num_done} images, {len(entries)} detections: see {out}")
     if failures:
-        raise UserError(f"{len(failures)} of {len(paths)} images could not be read; the first: {failures[0]}")
+        shown = "; ".join(failures[:_TOLD]) + (f"; and {len(failures) - _TOLD} more" if len(failures) > _TOLD else "")
+        raise UserError(f"{len(failures)} of {num_named} images and folders could not be read: {shown}")
 
 
-def _files(arguments: list[str]) -> list[Path]:
-    """The files named, and the images directly in the folders named, in order."""
+def _files(arguments: list[str]) -> tuple[list[Path], list[str]]:
+    """The files named, and the images directly in the folders named, in order; and what is wrong with folders."""
     paths: list[Path] = []
+    failures: list[str] = []
     for argument in map(Path, arguments):
         if argument.is_dir():
             found = sorted(path for path in argument.iterdir() if path.suffix.lower() in _SUFFIXES)
             if not found:
-                raise UserError(f"{argument} holds no image ({', '.join(_SUFFIXES)}): name another folder, or files")
+                failures.append(f"{argument}: no image in this folder ({', '.join(_SUFFIXES)}); name another, or files")
             paths += found
-        elif argument.is_file():
-            paths.append(argument)
         else:
-            raise UserError(f"{argument} does not exist: name image files or folders")
-    return paths
+            paths.append(argument)
+    return paths, failures
 
 
 def _distinct_names(paths: list[Path]) -> list[str]:
