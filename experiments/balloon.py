@@ -1,8 +1,8 @@
 """Mask R-CNN R18-FPN on the balloon data set (61 training images, one class), at a size that suits a laptop.
 
-mrcnn train --config=experiments/balloon.py --config.data.root=BALLOON --config.train.init=RESNET18.npz --workdir=runs/balloon
+    mrcnn train --config=experiments/balloon.py --config.data.root=BALLOON --workdir=runs/balloon
 
-Not trained here yet.
+Start from an ImageNet ResNet-18, named with --config.train.init. Not trained here yet.
 """
 
 from ml_collections import ConfigDict
@@ -17,18 +17,19 @@ def get_config(mode: str = "") -> ConfigDict:
     model.num_classes = 1
     model.preprocess.update({"short_side": 256, "max_size": 384})
     model.rpn.update({
-        "sizes": ((16.0,), (32.0,), (64.0,), (128.0,), (256.0,)), "num_samples": 128, "pre_nms": (500, 300), "post_nms": (250, 150),
+        "channels": 128, "sizes": ((16.0,), (32.0,), (64.0,), (128.0,), (256.0,)), "num_samples": 128,
+        "pre_nms": (500, 300), "post_nms": (250, 150),
     })  # fmt: skip
     model.fpn.channels = 128
-    model.rpn.channels = 128
     model.roi.update({"num_samples": 64, "canonical_size": 112.0})
     model.box.fc_dims = (512, 512)
     model.mask.update({"num_convs": 2, "dim": 128})
     config = base.experiment("balloon", model)
     config.data.update({
-        "short_sides": (224, 256, 288), "max_size": 384, "buckets": ((288, 384), (384, 288)), "max_objects": 50, "num_workers": 0,
+        "short_sides": (224, 256, 288), "max_size": 384, "buckets": ((288, 384), (384, 288)), "max_objects": 50,
+        "num_workers": 0,
     })  # fmt: skip
-    config.train.update({"batch_size": 4, "steps": 800, "eval_every": 400, "save_every": 200})
+    config.train.update({"batch_size": 4, "steps": 800, "eval_every": 400, "save_every": 200, "cpu_devices": 2})
     config.optimizer.update({"learning_rate": 0.04, "milestones": (600, 720), "warmup_steps": 100, "clip_norm": 10.0})
     config.eval.update({"batch_size": 4, "num_workers": 0})
     return base.finish(config, mode)

@@ -2,9 +2,7 @@
 
     mrcnn train --config=experiments/shapes.py --workdir=runs/shapes
 
-From scratch, 96 x 96 pixels, 8 classes told apart by shape alone. Not trained to the end in this form yet. With a smaller mask
-head (1 convolution of 32 channels, 8 slots an image) 3,200 steps gave box AP 0.627 and mask AP 0.534 on 200 held-out images
-(seed 0, jax 0.10.2, 18 minutes on two cores that other work shared).
+From scratch, 96 x 96 pixels, 8 classes told apart by shape alone.
 """
 
 from ml_collections import ConfigDict
@@ -24,20 +22,21 @@ def get_config(mode: str = "") -> ConfigDict:
         "channels": 32, "sizes": ((12.0,), (24.0,), (40.0,), (56.0,), (80.0,)), "num_samples": 64,
         "pre_nms": (200, 200), "post_nms": (100, 100),
     })  # fmt: skip
-    model.roi.update({"num_samples": 48, "positive_fraction": 0.5, "canonical_size": 80.0, "sampling_ratio": 2})
-    model.box.update({"fc_dims": (256, 256), "num_candidates": 400})
-    model.mask.update({"num_convs": 2, "dim": 48, "num_samples": 12})
+    model.roi.update({"num_samples": 48, "positive_fraction": 0.5, "canonical_size": 112.0, "sampling_ratio": 2})
+    model.box.update({"fc_dims": (256, 256), "class_agnostic": True, "num_candidates": 400})
+    # Few examples of each class are seen in so short a run: boxes and masks learn from all of them.
+    model.mask.update({"num_convs": 2, "dim": 48, "class_agnostic": True, "size": 12, "num_samples": 12})
 
     config = base.experiment("shapes", model)
     config.data.update({
-        "kind": "shapes", "num_train": 50_000, "num_val": 400, "size": (96, 96), "scale": (0.18, 0.75), "drawn_objects": 5,
-        "clutter": 2, "short_sides": (96,),
-        "max_size": 96, "buckets": ((96, 96),), "max_objects": 16, "keep_empty": True, "num_workers": 0,
+        "kind": "shapes", "num_train": 50_000, "num_val": 400, "size": (96, 96), "scale": (0.25, 0.8),
+        "drawn_objects": 5, "clutter": 2, "short_sides": (96,), "max_size": 96, "buckets": ((96, 96),),
+        "max_objects": 16, "keep_empty": True, "num_workers": 0,
     })  # fmt: skip
-    config.train.update({"batch_size": 8, "steps": 3200, "eval_every": 3200, "save_every": 500, "cpu_devices": 2})
+    config.train.update({"batch_size": 8, "steps": 2800, "eval_every": 2800, "save_every": 500, "cpu_devices": 2})
     config.optimizer.update({
-        "name": "adamw", "learning_rate": 2e-3, "base_batch_size": 8, "weight_decay": 0.05, "schedule": "cosine",
-        "warmup_steps": 100, "clip_norm": 10.0,
+        "name": "adamw", "learning_rate": 3e-3, "base_batch_size": 8, "weight_decay": 0.05, "schedule": "cosine",
+        "warmup_steps": 200, "clip_norm": 10.0,
     })  # fmt: skip
     config.eval.update({"batch_size": 8, "num_workers": 0})
     return base.finish(config, mode)

@@ -21,7 +21,7 @@ NUM_PARAMETERS = {
     "mask_rcnn_r50_fpn_lsj_coco": 46_301_232,
     "mask_rcnn_r101_fpn_1x_coco": 63_283_120,
     "mask_rcnn_r101_fpn_3x_coco": 63_283_120,
-    "shapes": 3_934_064,
+    "shapes": 3_926_525,
 }
 FILES = Path(experiments.__path__[0]).glob("*.py")
 NAMES = sorted(file.stem for file in FILES if file.stem not in ("__init__", "base"))
