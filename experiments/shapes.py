@@ -2,7 +2,9 @@
 
     mrcnn train --config=experiments/shapes.py --workdir=runs/shapes
 
-From scratch, 96 x 96 pixels, 8 classes told apart by shape alone.
+From scratch, 96 x 96 pixels, 8 classes told apart by shape alone. 2,800 steps gave box AP 0.621 and mask AP 0.587 on
+400 held-out images (seed 0, jax 0.10.2 on two cores that other work shared, 16.7 minutes); the 3,400 steps below have
+not been run yet.
 """
 
 from ml_collections import ConfigDict
@@ -33,7 +35,7 @@ def get_config(mode: str = "") -> ConfigDict:
         "drawn_objects": 5, "clutter": 2, "short_sides": (96,), "max_size": 96, "buckets": ((96, 96),),
         "max_objects": 16, "keep_empty": True, "num_workers": 0,
     })  # fmt: skip
-    config.train.update({"batch_size": 8, "steps": 2800, "eval_every": 2800, "save_every": 500, "cpu_devices": 2})
+    config.train.update({"batch_size": 8, "steps": 3400, "eval_every": 3400, "save_every": 500, "cpu_devices": 2})
     config.optimizer.update({
         "name": "adamw", "learning_rate": 3e-3, "base_batch_size": 8, "weight_decay": 0.05, "schedule": "cosine",
         "warmup_steps": 200, "clip_norm": 10.0,
