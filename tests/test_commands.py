@@ -27,6 +27,7 @@ from mrcnn_jax.data import shapes, tfds_builders
 from mrcnn_jax.data.dataset import Category, Dataset
 from mrcnn_jax.data.images import size_of
 from mrcnn_jax.errors import UserError
+from mrcnn_jax.evaluation.run import Evaluator
 from mrcnn_jax.metrics_writer import MetricsWriter
 from mrcnn_jax.models import zoo
 from mrcnn_jax.types import Detections
@@ -89,15 +90,15 @@ def test_eval_gives_the_figures_of_the_runs_end(run, tmp_path, capsys):
 
 
 def test_a_run_that_is_stopped_twice_ends_in_the_same_bits(experiment, run, monkeypatch, capfd, tmp_path):
-    """By Ctrl-C in the middle of step 2, and by SIGTERM, in a process of its own, in the middle of step 4."""
+    """By Ctrl-C in the evaluation after step 2, and by SIGTERM, in a process of its own, in the middle of step 4."""
     workdir = tmp_path / "run"
     # No checkpoint but those of the interruptions and of the end.
     arguments = ["train", f"--config={experiment}", f"--workdir={workdir}", "--config.train.save_every=100"]
     told = "mrcnn: stopped at step {}, saved in {}: run the same command to go on"
 
     with monkeypatch.context() as patch:
-        interrupt_at(2, signal.SIGINT, patch.setattr)
-        assert main(arguments) == 130
+        patch.setattr(Evaluator, "__call__", lambda *_: signal.raise_signal(signal.SIGINT))
+        assert main([*arguments, "--config.train.eval_every=2"]) == 130
     assert capfd.readouterr().err.splitlines()[-1] == told.format(2, workdir)
     assert steps_saved(workdir) == {"2"}
 
@@ -105,7 +106,7 @@ def test_a_run_that_is_stopped_twice_ends_in_the_same_bits(experiment, run, monk
     code = (
         "import sys; sys.path[:0] = sys.argv[1:3]; import conftest, test_commands, signal\n"
         "from mrcnn_jax.cli import main\n"
-        "test_commands.interrupt_at(4, signal.SIGTERM, setattr)\n"
+        "test_commands.interrupt_at(4, signal.SIGTERM)\n"
         "sys.exit(main(sys.argv[3:]))"
     )
     # The process makes its own devices, as many as there are here: the same bits need the same number.
@@ -123,8 +124,8 @@ def test_a_run_that_is_stopped_twice_ends_in_the_same_bits(experiment, run, monk
     assert figures(workdir / "metrics.json") == figures(run / "metrics.json")
 
 
-def interrupt_at(number: int, what: signal.Signals, setattr) -> None:
-    """Sends a signal while the loop writes what it logs of a step."""
+def interrupt_at(number: int, what: signal.Signals) -> None:
+    """Makes this process send itself a signal while the loop writes what it logs of a step."""
     write = MetricsWriter.write
 
     def interrupted(self, step, values):
@@ -132,7 +133,7 @@ def interrupt_at(number: int, what: signal.Signals, setattr) -> None:
         if step == number:
             signal.raise_signal(what)
 
-    setattr(MetricsWriter, "write", interrupted)
+    MetricsWriter.write = interrupted
 
 
 def steps_saved(workdir: Path) -> set[str]:
