@@ -56,20 +56,26 @@ def test_a_finished_run_gives_the_same_figures_again(finished):
     assert again == figures
 
 
-def test_killed_runs_end_in_the_same_bits(finished, tmp_path):
-    expected, _, _ = load_params(finished[0])
+def in_a_process(workdir, num_devices, before="pass"):
+    """Arguments for `subprocess` of the run in a process of its own; there `before` sees the module `loop`."""
     script = (
-        "import jax, sys; jax.config.update('jax_platforms', 'cpu'); jax.config.update('jax_num_cpu_devices', 4);"
-        "sys.path[:0] = sys.argv[2:];"
-        "import test_train; from pathlib import Path; from mrcnn_jax.train import train;"
-        "train(test_train.config(), Path(sys.argv[1]), log=print)"
+        "import jax, sys; jax.config.update('jax_platforms', 'cpu');"
+        f"jax.config.update('jax_num_cpu_devices', {num_devices}); sys.path[:0] = sys.argv[2:];"
+        "import test_train; from importlib import import_module; from pathlib import Path;"
+        f"loop = import_module('mrcnn_jax.train'); {before};"
+        "loop.train(test_train.config(), Path(sys.argv[1]), log=print)"
     )
     here = os.path.dirname(__file__)
-    command = [sys.executable, "-c", script, str(tmp_path), here, os.path.dirname(here)]
+    command = [sys.executable, "-c", script, str(workdir), here, os.path.dirname(here)]
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
+    return {"args": command, "env": environment}
+
+
+def test_killed_runs_end_in_the_same_bits(finished, tmp_path):
+    expected, _, _ = load_params(finished[0])
     rng = np.random.default_rng()
     stop_at = int(rng.integers(1, STEPS - 1))
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(**in_a_process(tmp_path, num_devices=4), stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline and process.poll() is None:
         if any((tmp_path / "checkpoints" / str(step)).is_dir() for step in range(stop_at, STEPS)):
@@ -83,18 +89,9 @@ def test_killed_runs_end_in_the_same_bits(finished, tmp_path):
 
 
 def test_a_run_goes_on_with_another_number_of_devices(finished):
-    script = (
-        "import jax, sys; jax.config.update('jax_platforms', 'cpu'); jax.config.update('jax_num_cpu_devices', 1);"
-        "sys.path[:0] = sys.argv[2:];"
-        "import test_train; from importlib import import_module; from pathlib import Path;"
-        "loop = import_module('mrcnn_jax.train');"
-        "loop.MetricsWriter = lambda workdir, start: sys.exit(f'goes on from step {start}');"
-        "loop.train(test_train.config(), Path(sys.argv[1]), log=print)"
-    )
-    here = os.path.dirname(__file__)
-    command = [sys.executable, "-c", script, str(finished[0]), here, os.path.dirname(here)]
-    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    stop = "loop.MetricsWriter = lambda workdir, start: sys.exit(f'goes on from step {start}')"
+    process = in_a_process(finished[0], num_devices=1, before=stop)
+    done = subprocess.run(**process, capture_output=True, text=True, check=False)
     assert done.stderr.strip().endswith(f"goes on from step {STEPS}")
 
 

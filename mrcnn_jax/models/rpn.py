@@ -60,9 +60,9 @@ class RPN(nn.Module):
         """Logits, deltas and anchors of a batch; `image_shape` is that of the padded images."""
         logits, deltas = self.head(pyramid)
         finest = min(pyramid)
-        features, extent = pyramid[finest]
+        _, extent = pyramid[finest]
         # The map of a canvas, whose sides are multiples of 32, ends where the canvas does.
-        canvas = _whole(features, extent) * 2**finest if extent is not None else jnp.array([image_shape], jnp.int32)
+        canvas = jnp.array([image_shape], jnp.int32) if extent is None else extent * 2**finest
         anchors, valid = [], []
         for level, sizes in zip(sorted(pyramid), self.sizes, strict=True):
             features, extent = pyramid[level]
@@ -119,7 +119,7 @@ class RPN(nn.Module):
 
 def _grid(cells: Float[np.ndarray, "n 4"], height: int, width: int, stride: Int[Array, " 2"]) -> Float[Array, "a 4"]:
     """`grid_anchors` of ONE image, whose stride may be known only at run time."""
-    places = grid_anchors(np.zeros_like(cells), (height, width), (1, 1))
+    places = jnp.asarray(grid_anchors(np.zeros_like(cells), (height, width), (1, 1)))
     stride = stride.astype(jnp.float32)[jnp.array([1, 0, 1, 0])]
     return places * stride[None] + np.tile(cells, (height * width, 1))
 

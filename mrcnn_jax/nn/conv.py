@@ -84,7 +84,7 @@ def _wide_conv(x: Array, kernel: Array) -> Array:
     return _conv(x, kernel, 1, 1)
 
 
-def _wide_conv_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+def _forward_keeping_both(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
     return _conv(x, kernel, 1, 1), (x, kernel)
 
 
@@ -94,7 +94,7 @@ def _wide_conv_backward(residuals: tuple[Array, Array], g: Array) -> tuple[Array
     return to_x, lax.platform_dependent(x, g, cpu=_nine_products, default=_weight_gradient)
 
 
-_wide_conv.defvjp(_wide_conv_forward, _wide_conv_backward)
+_wide_conv.defvjp(_forward_keeping_both, _wide_conv_backward)
 
 
 def _weight_gradient(x: Array, g: Array) -> Array:
@@ -132,7 +132,7 @@ def _deep_conv_backward(residuals: tuple[Array, Array], g: Array) -> tuple[Array
     return lax.platform_dependent(x, kernel, g, cpu=on_cpu, default=elsewhere)
 
 
-_deep_conv.defvjp(_wide_conv_forward, _deep_conv_backward)
+_deep_conv.defvjp(_forward_keeping_both, _deep_conv_backward)
 
 
 def _spread(kernel: Array, g: Array) -> Array:
