@@ -23,10 +23,10 @@ def experiment(name: str, model: ConfigDict) -> ConfigDict:
         # Large-scale jitter: (smallest, largest) scale of a square bucket; None is none.
         "jitter": None,
         "max_objects": 100, "mask_size": 112, "keypoints": False, "keep_empty": False, "num_workers": 4,
-        # Only for 'shapes': how many images, how large, up to how many objects of which share of the image's size, and
-        # how much that is none of the classes.
+        # Only for 'shapes': how many images, how large, up to how many objects of which share of the image's size, how
+        # much of each has to be seen, how clearly they stand out, and how much there is of no class.
         "num_train": 10_000, "num_val": 400, "size": (128, 128), "scale": (0.1, 0.7), "drawn_objects": 8,
-        "clutter": 4,
+        "min_visible": 0.2, "contrast": 4, "clutter": 4,
     })  # fmt: skip
     config.train = ConfigDict({
         "batch_size": 16, "steps": 90_000, "accumulate": 1, "ema": 0.0, "log_every": 20, "eval_every": 10_000,

@@ -41,7 +41,7 @@ def train(config: ConfigDict, workdir: Path, *, log: Callable[[str], None] = pri
         UserError: the config, the data or the loss makes it impossible to go on; what was saved stays.
         Interrupted: a signal came, and the state is saved.
     """
-    _check_counts(config)
+    _check_numbers(config)
     mesh = distributed.make_mesh()
     distributed.check_batch_size(config.train.batch_size, mesh, config.train.accumulate)
 
@@ -138,11 +138,13 @@ def train(config: ConfigDict, workdir: Path, *, log: Callable[[str], None] = pri
     return figures | {"minutes": minutes}
 
 
-def _check_counts(config: ConfigDict) -> None:
+def _check_numbers(config: ConfigDict) -> None:
     for key in ("batch_size", "steps", "accumulate", "log_every", "eval_every", "save_every", "keep_last"):
         value = config.train[key]
         if value is None or value < 1:
             raise UserError(f"config.train.{key}={value}: give 1 or more")
+    if config.seed is None or config.seed < 0:
+        raise UserError(f"config.seed={config.seed}: give 0 or more")
 
 
 def _data(config: ConfigDict, log: Callable[[str], None]) -> tuple[Dataset, Dataset]:

@@ -240,6 +240,8 @@ def test_a_class_that_only_validation_has(experiment, data, refused, tmp_path):
         (["train.batch_size=3"], ["config.train.batch_size=3 does not divide over", "devices", "use a multiple of"]),
         (["train.batch_size=0"], ["config.train.batch_size=0: give 1 or more"]),
         (["train.steps=-3"], ["config.train.steps=-3: give 1 or more"]),
+        (["seed=None"], ["config.seed=None: give 0 or more"]),
+        (["seed=-1"], ["config.seed=-1: give 0 or more"]),
         (["train.log_every=None"], ["config.train.log_every=None: give 1 or more"]),
         (["train.stepz=3"], ["config.train.stepz", "did you mean train.steps?"]),
         (["train.steps=many"], ["config.train.steps=many", "a whole number, such as 6"]),

@@ -119,6 +119,19 @@ def test_exif_rotation(folder):
     assert any("turned upright" in line and "4 4.png" in line for line in result.report.notes)
 
 
+@pytest.mark.parametrize("decode", [True, False])
+@pytest.mark.parametrize("orientation", [2, 3, 4])
+def test_exif_that_keeps_the_size(folder, orientation, decode):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    write_image(folder / "3.png", 3, exif=exif)
+    exif[0x0112] = 1
+    write_image(folder / "4.png", 4, exif=exif)
+    (line,) = run(folder, decode=decode).warnings
+    assert line.startswith("image that its EXIF tag turns but not its size")
+    assert "1 (image 3 3.png)" in line
+
+
 def test_one_picture_under_two_names(folder):
     (folder / "4.png").write_bytes((folder / "1.png").read_bytes())
     result = run(folder)

@@ -140,13 +140,16 @@ def _look(record: Record, decode: bool) -> tuple[str, str, str]:
             digest = hashlib.blake2b(source, digest_size=16).hexdigest()
         upright = images.decode(source).shape[:2] if decode else images.size_of(source)
         stored = images.size_of(source, orientation=False)
+        turned = not isinstance(source, np.ndarray) and images.orientation_of(source) != 1
     except (UserError, OSError):
         return "", "image that cannot be read, is cut short or too large; fetch it again or remove it", "error"
     annotated = (record.height, record.width)
     if annotated not in (upright, stored):
         return digest, "image whose size is not the annotated one; use the images that were annotated", "error"
-    if upright == stored:
+    if not turned:
         return digest, "", ""
+    if upright == stored:  # Mirrored, upside down, or square: the annotated size does not tell.
+        return digest, "image that its EXIF tag turns but not its size; used as turned, look at its masks", "warning"
     if annotated == upright:
         return digest, "image with an EXIF rotation, turned upright as it was annotated", "note"
     return digest, "image with an EXIF rotation, annotated and used as it is stored; look at its masks", "warning"

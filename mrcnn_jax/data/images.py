@@ -84,6 +84,16 @@ def size_of(source: Path | bytes | np.ndarray, orientation: bool = True) -> tupl
         raise _unreadable(source, error) from error
 
 
+def orientation_of(source: Path | bytes) -> int:
+    """The EXIF orientation by which `decode` puts an image upright, 1 (as it is) to 8; only the header is read.
+
+    Raises:
+        UserError: the file is missing or no image.
+    """
+    name, data = _read(source)
+    return _orientation(_open(name, data))
+
+
 def _size(image: Image.Image, orientation: bool) -> tuple[int, int]:
     width, height = image.size
     return (width, height) if orientation and _orientation(image) >= 5 else (height, width)

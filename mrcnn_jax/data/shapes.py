@@ -28,9 +28,8 @@ CATEGORIES = tuple(
 )
 SPLITS = ("train", "val")
 
-# An object is drawn and annotated when this much of it can be seen: a part of its own area, and a part of the image's
-# (33 pixels of 128 x 128).
-_MIN_VISIBLE = 0.2
+# An object is drawn and annotated when as much as this part of the image's area can be seen of it (33 pixels of
+# 128 x 128), besides the part of its own area that `load` is given.
 _MIN_AREA = 0.002
 
 
@@ -52,6 +51,7 @@ class DrawnRecords(Sequence[Record]):
     max_size: tuple[int, int]
     max_objects: int
     scale: tuple[float, float]
+    min_visible: float
     contrast: int
     clutter: int
     noise: int
@@ -68,7 +68,7 @@ class DrawnRecords(Sequence[Record]):
         rng = np.random.default_rng([self.seed, SPLITS.index(self.split), index])
         height, width = (int(rng.integers(low, high + 1)) for low, high in zip(self.size, self.max_size, strict=True))
         objects = self._arrange(rng, height, width)
-        visible, objects = _visible(objects, height, width)
+        visible, objects = _visible(objects, height, width, self.min_visible)
 
         image = drawing.background(rng, height, width, self.clutter)
         for item in reversed(objects):
@@ -133,7 +133,9 @@ def _random_crowd(rng: np.random.Generator, height: int, width: int, radius: flo
     return _Object(drawing.merge(stamps), label + 1, True)
 
 
-def _visible(objects: list[_Object], height: int, width: int) -> tuple[list[Bool[np.ndarray, "h w"]], list[_Object]]:
+def _visible(
+    objects: list[_Object], height: int, width: int, min_visible: float
+) -> tuple[list[Bool[np.ndarray, "h w"]], list[_Object]]:
     """The visible mask of each object, nearest first, and the objects without those that are nearly hidden.
 
     From front to back one pass is exact: whether an object stays depends only on those before it.
@@ -144,7 +146,7 @@ def _visible(objects: list[_Object], height: int, width: int) -> tuple[list[Bool
         here, window = item.stamp.crop(height, width)
         mask = np.zeros_like(free)
         mask[here] = item.stamp.inside[window] & free[here]
-        if mask.sum() >= max(_MIN_VISIBLE * item.stamp.inside.sum(), _MIN_AREA * height * width):
+        if mask.sum() >= max(min_visible * item.stamp.inside.sum(), _MIN_AREA * height * width):
             free &= ~mask
             masks.append(mask)
             kept.append(item)
@@ -175,6 +177,7 @@ def load(
     max_size: tuple[int, int] | None = None,
     max_objects: int = 8,
     scale: tuple[float, float] = (0.1, 0.7),
+    min_visible: float = 0.2,
     contrast: int = 4,
     clutter: int = 4,
     noise: int = 8,
@@ -191,6 +194,7 @@ def load(
         max_size: the largest; each side is drawn evenly between the two.
         max_objects: shapes placed in an image, from 1; those that are hardly visible are left out.
         scale: smallest and largest extent of a shape, as a part of the image's shorter side.
+        min_visible: how much of a shape's own area has to be seen; one that others hide more of is left out.
         contrast: colours tried for the one that stands out most; 1 is hardest.
         clutter: most distracting lines in an image; 0 also leaves out patches.
         noise: grey levels of sensor noise, 0 to 127.
@@ -202,8 +206,9 @@ def load(
     """
     max_size = max_size or size
     records = DrawnRecords(
-        split, num_images, seed, size, max_size, max_objects, scale, contrast, clutter, noise, empty_rate, crowd_rate
-    )
+        split, num_images, seed, size, max_size, max_objects, scale,
+        min_visible, contrast, clutter, noise, empty_rate, crowd_rate,
+    )  # fmt: skip
     in_range = {
         "split": split in SPLITS,
         "num_images": num_images >= 0,
@@ -212,6 +217,7 @@ def load(
         "max_size": all(low <= high for low, high in zip(size, max_size, strict=True)),
         "max_objects": max_objects >= 1,
         "scale": 0 < scale[0] <= scale[1] <= 1,
+        "min_visible": 0 <= min_visible <= 1,
         "contrast": contrast >= 1,
         "clutter": clutter >= 0,
         "noise": 0 <= noise <= 127,

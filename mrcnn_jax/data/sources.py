@@ -19,8 +19,9 @@ def load(config: ConfigDict, split: str, categories: Sequence[Category] | None =
     data = config.data
     if data.kind == "shapes":
         count = data.num_train if split == "train" else data.num_val
-        look = {"size": tuple(data.size), "scale": tuple(data.scale), "clutter": data.clutter}
-        return shapes.load(split, count, seed=config.seed, max_objects=data.drawn_objects, **look), []
+        look = {name: data[name] for name in ("min_visible", "contrast", "clutter")}
+        look |= {"size": tuple(data.size), "scale": tuple(data.scale), "max_objects": data.drawn_objects}
+        return shapes.load(split, count, seed=config.seed, **look), []
     if data.kind not in ("coco", "tfds"):
         raise UserError(f"config.data.kind='{data.kind}' is not known: use 'coco', 'tfds' or 'shapes'")
     if data.kind == "tfds":
