@@ -17,7 +17,7 @@ def get_config(mode: str = "") -> ConfigDict:
     model.num_classes = 1
     model.preprocess.update({"short_side": 256, "max_size": 384})
     model.rpn.update({
-        "channels": 128, "sizes": ((16.0,), (32.0,), (64.0,), (128.0,), (256.0,)), "num_samples": 128,
+        "channels": 128, "sizes": ((12.0,), (24.0,), (48.0,), (96.0,), (192.0,)), "num_samples": 128,
         "pre_nms": (500, 300), "post_nms": (250, 150),
     })  # fmt: skip
     model.fpn.channels = 128
@@ -29,7 +29,7 @@ def get_config(mode: str = "") -> ConfigDict:
         "short_sides": (224, 256, 288), "max_size": 384, "buckets": ((288, 384), (384, 288)), "max_objects": 50,
         "num_workers": 0,
     })  # fmt: skip
-    config.train.update({"batch_size": 4, "steps": 800, "eval_every": 400, "save_every": 200, "cpu_devices": 2})
-    config.optimizer.update({"learning_rate": 0.04, "milestones": (600, 720), "warmup_steps": 100, "clip_norm": 10.0})
+    config.train.update({"batch_size": 4, "steps": 600, "eval_every": 600, "save_every": 100, "cpu_devices": 2})
+    config.optimizer.update({"learning_rate": 0.04, "milestones": (450, 540), "warmup_steps": 50, "clip_norm": 10.0})
     config.eval.update({"batch_size": 4, "num_workers": 0})
     return base.finish(config, mode)

@@ -88,10 +88,12 @@ def train(config: ConfigDict, workdir: Path, *, log: Callable[[str], None] = pri
         checkpoints.close()
         step, batch = int(state.step), next(iter(loader(int(state.step))))
         culprit = first_non_finite(zoo.build(config.model), state, batch, config.seed)
+        saved = checkpoints.latest_step()
+        kept = "No checkpoint was saved yet" if saved is None else f"The last good checkpoint is that of step {saved}"
         raise UserError(
             f"the loss is not finite at step {step}, image ids {', '.join(map(str, batch.image_id))}: first in "
-            f"{culprit}. The last good checkpoint is that of step {checkpoints.latest_step()}. Lower "
-            "config.optimizer.learning_rate, lengthen warmup_steps or set clip_norm, and run the command again"
+            f"{culprit}. {kept}. Lower config.optimizer.learning_rate, lengthen warmup_steps or set clip_norm, and "
+            "run the command again"
         )
 
     total, figures = config.train.steps, {}
