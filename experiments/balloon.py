@@ -2,7 +2,10 @@
 
     mrcnn train --config=experiments/balloon.py --config.data.root=BALLOON --workdir=runs/balloon
 
-Start from an ImageNet ResNet-18, named with --config.train.init. Not trained here yet.
+Start from an ImageNet ResNet-18, named with --config.train.init. From torchvision's, folded into an .npz, it gave box
+AP 0.432 and mask AP 0.411 (AP50 0.586 and 0.565) on the 13 validation images, and 0.664 and 0.595 (AP50 0.876 and
+0.824) on those that it was trained on: seed 0, jax 0.10.2, commit 30db833, 33 minutes on two CPU cores that other work
+used too. At this size small balloons are missed (box AP 0.06 of the small ones, 0.79 of the large).
 """
 
 from ml_collections import ConfigDict
