@@ -3,19 +3,18 @@
 from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from mrcnn_jax.models.rcnn import RCNN
-from mrcnn_jax.types import Batch
+import optax
 
 
-def first_non_finite(model: RCNN, state: Any, batch: Batch, seed: int) -> str:
+def first_non_finite(model: nn.Module, state: Any, batch: Any, seed: int) -> str:
     """The first tensor with a NaN or infinity when `batch` passes through the model of `state`, in words.
 
     Looked for in this order: parameters, buffers, each layer's output in the order of the program, the losses, the
-    gradients.
+    gradients, their norm.
     """
     state, batch = jax.tree.map(jnp.asarray, jax.device_get((state, batch)))
     for kind, tree in (("parameter", state.params), ("buffer", state.batch_stats)):
@@ -37,8 +36,12 @@ def first_non_finite(model: RCNN, state: Any, batch: Batch, seed: int) -> str:
         ]
         return sum(total / jnp.maximum(weight, 1.0) for total, weight in losses.values())
 
-    name = _first_bad(jax.grad(total)(state.params))
-    return f"the gradient of {name}" if name else "nothing that a second pass would show"
+    gradient = jax.grad(total)(state.params)
+    if name := _first_bad(gradient):
+        return f"the gradient of {name}"
+    if not jnp.isfinite(optax.tree.norm(gradient)):
+        return "the norm of the gradient, whose square is too large for float32"
+    return "nothing that a second pass would show"
 
 
 def _first_bad(tree: Any, name: str = "") -> str | None:

@@ -1,5 +1,7 @@
 """The variables that training starts from: random, from a checkpoint, or a backbone trained on ImageNet."""
 
+import re
+import zipfile
 from pathlib import Path
 
 import jax
@@ -11,6 +13,11 @@ from mrcnn_jax.errors import UserError
 from mrcnn_jax.model import empty_batch
 from mrcnn_jax.models.rcnn import RCNN
 
+_NO_WEIGHTS = (
+    "warning: random weights, and norms that do nothing (config.model.backbone.norm=frozen_bn): a deep network then "
+    "seldom trains. Name weights with config.train.init, or set config.model.backbone.norm to gn or bn"
+)
+_TORCHVISION = re.compile(r"(fc|conv1|layer[1-4]\.\d+\.(conv[1-3]|downsample(\.0)?))\.(weight|bias)")
 _STAGES = {"layer1": "res2", "layer2": "res3", "layer3": "res4", "layer4": "res5"}
 
 
@@ -25,7 +32,7 @@ def initial_variables(model: RCNN, config: ConfigDict) -> tuple[dict, list[str]]
     # This generator compiles in a quarter of the time of the default one: dozens of arrays are drawn.
     variables = jax.device_get(init(jax.random.key(config.seed, impl="unsafe_rbg")))
     if not config.train.init:
-        return variables, []
+        return variables, [_NO_WEIGHTS] if config.model.backbone.norm == "frozen_bn" else []
     path = Path(config.train.init).expanduser()
     if not path.exists():
         raise UserError(
@@ -67,10 +74,15 @@ def _checkpoint(path: Path) -> dict[str, np.ndarray]:
 
 def _folded_resnet(path: Path) -> dict[str, np.ndarray]:
     """torchvision names to ours. A folded bias becomes the bias of a frozen norm that is otherwise the identity."""
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is not an .npz of arrays, or is damaged ({error}): fetch it again") from error
     found: dict[str, np.ndarray] = {}
     for name, value in arrays.items():
+        if not _TORCHVISION.fullmatch(name):
+            raise UserError(f"{path}: '{name}' is no array of a ResNet as torchvision names them, its norms folded in")
         module, kind = name.rsplit(".", 1)
         if module == "fc":
             continue
@@ -82,6 +94,8 @@ def _folded_resnet(path: Path) -> dict[str, np.ndarray]:
             conv = f"{where}/shortcut" if rest[0] == "downsample" else f"{where}/{rest[0]}"
             norm = f"{where}/shortcut_norm" if rest[0] == "downsample" else f"{where}/{rest[0].replace('conv', 'norm')}"
         if kind == "weight":
+            if value.ndim != 4:
+                raise UserError(f"{path}: '{name}' has shape {value.shape}, where a convolution's weight has four axes")
             found[f"params/backbone/{conv}/kernel"] = value.transpose(2, 3, 1, 0)
         else:
             found[f"batch_stats/backbone/{norm}/bias"] = value

@@ -1,0 +1,92 @@
+"""The weights that training starts from, and what is said about them."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from ml_collections import ConfigDict
+
+from mrcnn_jax.checkpoints import initial
+from mrcnn_jax.errors import UserError
+from mrcnn_jax.models import zoo
+
+
+@pytest.fixture
+def start(monkeypatch, tmp_path):
+    """Initial variables and report, random ones being `tiny.variables`, for an .npz of these arrays or without one."""
+
+    def start(arrays: dict[str, np.ndarray] | None = None, norm: str = "frozen_bn"):
+        config = ConfigDict({"seed": 0, "model": tiny.model_config(), "train": {"init": ""}})
+        config.model.backbone.norm = norm
+        model = zoo.build(config.model)
+        random = tiny.variables(model)
+        # Not to compile `init` for every test.
+        monkeypatch.setattr(jax, "jit", lambda f: lambda key: random)
+        if arrays is not None:
+            np.savez(tmp_path / "resnet.npz", **arrays)
+            config.train.init = str(tmp_path / "resnet.npz")
+        return random, *initial.initial_variables(model, config)
+
+    return start
+
+
+def conv(shape: tuple[int, ...], seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def test_random_weights_with_frozen_norms_are_warned_of(start):
+    random, variables, (line,) = start()
+    jax.tree.map(np.testing.assert_array_equal, variables, random)
+    assert "config.train.init" in line
+    assert "norm to gn or bn" in line
+    assert start(norm="gn")[2] == []
+
+
+def test_a_folded_resnet(start):
+    arrays = {
+        "conv1.weight": conv((8, 3, 7, 7), 1), "conv1.bias": conv((8,), 2),
+        "layer1.0.conv2.weight": conv((8, 8, 3, 3), 3), "layer1.0.conv2.bias": conv((8,), 4),
+        "layer2.0.downsample.0.weight": conv((16, 8, 1, 1), 5), "layer2.0.downsample.0.bias": conv((16,), 6),
+        "layer3.0.conv1.weight": conv((7, 7, 3, 3), 7), "fc.weight": conv((10, 64), 8),
+    }  # fmt: skip
+    random, variables, lines = start(arrays)
+    params, buffers = variables["params"]["backbone"], variables["batch_stats"]["backbone"]
+    for name, kernel, norm in (
+        ("conv1", params["stem"]["conv1"], buffers["stem"]["norm"]),
+        ("layer1.0.conv2", params["res2_0"]["conv2"], buffers["res2_0"]["norm2"]),
+        ("layer2.0.downsample.0", params["res3_0"]["shortcut"], buffers["res3_0"]["shortcut_norm"]),
+    ):
+        np.testing.assert_array_equal(
+            kernel["kernel"], np.moveaxis(arrays[f"{name}.weight"], (2, 3, 1, 0), (0, 1, 2, 3))
+        )
+        np.testing.assert_array_equal(norm["bias"], arrays[f"{name}.bias"])
+    assert ": 6 of " in lines[0]
+    assert "other shape: 1 (params/backbone/res4_0/conv1/kernel)" in lines[1]
+    kept = random["params"]["backbone"]["res4_0"]["conv1"]["kernel"]
+    np.testing.assert_array_equal(params["res4_0"]["conv1"]["kernel"], kept)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"conv1.weight": conv((8, 3, 3, 3), 1)}, "holds nothing that fits this model"),
+        ({"backbone.body.conv1.weight": conv((8, 3, 7, 7), 1)}, "'backbone.body.conv1.weight' is no array of a ResNet"),
+        ({"conv1.weight": conv((8, 3), 1)}, "'conv1.weight' has shape (8, 3), where"),
+        ({"conv1.weight": np.array([{}])}, "is not an .npz of arrays, or is damaged"),
+    ],
+)
+def test_a_file_that_cannot_be_used(start, arrays, words):
+    with pytest.raises(UserError, match=re.escape(words)):
+        start(arrays)
+
+
+def test_a_file_cut_short(start, tmp_path):
+    whole = tmp_path / "whole.npz"
+    np.savez(whole, **{"conv1.weight": conv((8, 3, 7, 7), 1)})
+    config = ConfigDict({"seed": 0, "model": tiny.model_config(), "train": {"init": str(tmp_path / "cut.npz")}})
+    (tmp_path / "cut.npz").write_bytes(whole.read_bytes()[:2000])
+    start(norm="gn")
+    with pytest.raises(UserError, match="damaged"):
+        initial.initial_variables(zoo.build(config.model), config)
