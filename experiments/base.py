@@ -89,10 +89,10 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.model.roi.num_samples = 32
     config.model.box.update({"max_detections": 20, "num_candidates": 200})
     config.model.preprocess.update({"short_side": 128, "max_size": 128})
-    config.train.update({"batch_size": 2, "steps": 3, "log_every": 1, "eval_every": 3, "save_every": 3, "init": ""})
     if config.model.backbone.norm == "frozen_bn":
         # With random weights and norms that do nothing, maps grow from block to block until nothing is finite.
         config.model.backbone.norm = "gn"
+    config.train.update({"batch_size": 2, "steps": 3, "log_every": 1, "eval_every": 3, "save_every": 3, "init": ""})
     config.optimizer.update({"warmup_steps": 1, "milestones": (2,), "clip_norm": 1.0})
     config.eval.update({"batch_size": 2, "num_workers": 0})
     return config

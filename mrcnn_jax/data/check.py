@@ -140,7 +140,7 @@ def _look(record: Record, decode: bool) -> tuple[str, str, str]:
             digest = hashlib.blake2b(source, digest_size=16).hexdigest()
         upright = images.decode(source).shape[:2] if decode else images.size_of(source)
         stored = images.size_of(source, orientation=False)
-        turned = not isinstance(source, np.ndarray) and images.orientation_of(source) != 1
+        turned = images.orientation_of(source) != 1
     except (UserError, OSError):
         return "", "image that cannot be read, is cut short or too large; fetch it again or remove it", "error"
     annotated = (record.height, record.width)

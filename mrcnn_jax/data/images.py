@@ -6,7 +6,9 @@ Pillow. The header is read first, so that an image too large is refused before m
 
 import io
 import struct
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import simplejpeg
@@ -17,6 +19,7 @@ from mrcnn_jax.errors import UserError
 # Pillow itself refuses beyond 178,956,970 pixels. As RGB this is half a gigabyte.
 PIXEL_LIMIT = 178_000_000
 
+_Seen = TypeVar("_Seen")
 _ORIENTATION_TAG = 0x0112
 # What puts a picture upright, by EXIF orientation; the missing value, 1, is upright already.
 _UPRIGHT = {
@@ -75,23 +78,26 @@ def size_of(source: Path | bytes | np.ndarray, orientation: bool = True) -> tupl
     """
     if isinstance(source, np.ndarray):
         return source.shape[:2]
-    if isinstance(source, bytes):
-        return _size(_open("image", source), orientation)
-    try:
-        with open(source, "rb") as file:
-            return _size(_open(str(source), file), orientation)
-    except OSError as error:
-        raise _unreadable(source, error) from error
+    return _of_header(source, lambda image: _size(image, orientation))
 
 
-def orientation_of(source: Path | bytes) -> int:
+def orientation_of(source: Path | bytes | np.ndarray) -> int:
     """The EXIF orientation by which `decode` puts an image upright, 1 (as it is) to 8; only the header is read.
 
     Raises:
-        UserError: the file is missing or no image.
+        UserError: the file is missing, no image, or has more than `PIXEL_LIMIT` pixels.
     """
-    name, data = _read(source)
-    return _orientation(_open(name, data))
+    return 1 if isinstance(source, np.ndarray) else _of_header(source, _orientation)
+
+
+def _of_header(source: Path | bytes, look: Callable[[Image.Image], _Seen]) -> _Seen:
+    if isinstance(source, bytes):
+        return look(_open("image", source))
+    try:
+        with open(source, "rb") as file:
+            return look(_open(str(source), file))
+    except OSError as error:
+        raise _unreadable(source, error) from error
 
 
 def _size(image: Image.Image, orientation: bool) -> tuple[int, int]:
