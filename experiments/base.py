@@ -12,6 +12,8 @@ def experiment(name: str, model: ConfigDict) -> ConfigDict:
     config.name = name
     config.seed = 0
     config.model = model
+    # Keys of `model` set on the command line, which weights to start from then do not change.
+    config.model_overrides = ()
     config.data = ConfigDict({
         # 'coco': a folder of images and a COCO JSON; 'tfds': a folder written by `tfds_builders`; 'shapes': drawn on
         # the fly.
@@ -19,14 +21,17 @@ def experiment(name: str, model: ConfigDict) -> ConfigDict:
         "root": "",
         # Relative to root; left empty, they are looked for.
         "train_images": "", "train_annotations": "", "val_images": "", "val_annotations": "",
+        # For models without an RPN: files of proposals, relative to root, and how many of an image's are used for
+        # training and for inference.
+        "train_proposals": "", "val_proposals": "", "num_proposals": (2000, 1000),
         "short_sides": SHORT_SIDES, "max_size": 1333, "buckets": ((800, 1344), (1344, 800)), "flip": 0.5,
         # Large-scale jitter: (smallest, largest) scale of a square bucket; None is none.
         "jitter": None,
         "max_objects": 100, "mask_size": 112, "keypoints": False, "keep_empty": False, "num_workers": 4,
-        # Only for 'shapes': how many images, how large, up to how many objects of which share of the image's size, how
-        # much of each has to be seen, how clearly they stand out, and how much there is of no class.
+        # Only for 'shapes': how many images, how large, up to how many objects of which share of the image's size, of
+        # how many classes, how much of each has to be seen, how clearly they stand out, how much there is of no class.
         "num_train": 10_000, "num_val": 400, "size": (128, 128), "scale": (0.1, 0.7), "drawn_objects": 8,
-        "min_visible": 0.2, "contrast": 4, "clutter": 4,
+        "drawn_classes": 8, "min_visible": 0.2, "contrast": 4, "clutter": 4,
     })  # fmt: skip
     config.train = ConfigDict({
         "batch_size": 16, "steps": 90_000, "accumulate": 1, "ema": 0.0, "log_every": 20, "eval_every": 10_000,
@@ -84,8 +89,10 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.data.update({
         "kind": "shapes", "num_train": 8, "num_val": 4, "size": (128, 128), "short_sides": (128,), "max_size": 128,
         "buckets": ((128, 128),), "jitter": None, "max_objects": 16, "num_workers": 0,
+        "train_proposals": "", "val_proposals": "", "num_proposals": (100, 50),
     })  # fmt: skip
-    config.model.rpn.update({"pre_nms": (200, 100), "post_nms": (100, 50)})
+    if config.model.rpn is not None:
+        config.model.rpn.update({"pre_nms": (200, 100), "post_nms": (100, 50)})
     config.model.roi.num_samples = 32
     config.model.box.update({"max_detections": 20, "num_candidates": 200})
     config.model.preprocess.update({"short_side": 128, "max_size": 128})

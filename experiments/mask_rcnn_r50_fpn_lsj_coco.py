@@ -15,13 +15,6 @@ from mrcnn_jax.models import zoo
 
 def get_config(mode: str = "") -> ConfigDict:
     """Mode '' or 'smoke'."""
-    model = zoo.mask_rcnn(depth=50)
-    model.preprocess.update({"std": (58.395, 57.12, 57.375), "bgr": False})
-    model.backbone.update({"norm": "bn", "stride_in_1x1": False, "frozen_stages": 0})
-    model.fpn.norm = "bn"
-    model.rpn.num_convs = 2
-    model.box.update({"num_convs": 4, "fc_dims": (1024,), "norm": "bn"})
-    model.mask.norm = "bn"
-    config = base.experiment("mask_rcnn_r50_fpn_lsj_coco", model)
+    config = base.experiment("mask_rcnn_r50_fpn_lsj_coco", zoo.lsj(zoo.mask_rcnn(depth=50)))
     config = base.large_scale_jitter(config, epochs=100)
     return base.finish(config, mode)

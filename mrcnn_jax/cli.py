@@ -15,6 +15,9 @@ from mrcnn_jax.errors import UserError
 from mrcnn_jax.interruption import Interrupted
 
 _CONFIG_HELP = "an experiment, e.g. experiments/shapes.py or experiments/shapes.py:smoke"
+_MODEL_OVERRIDES = (
+    "What no file of weights tells, such as the size of images, can be set: --model.preprocess.short_side=1024"
+)
 _OVERRIDES = "Every key of the experiment can be changed: --config.train.steps=100 --config.data.root=DIR"
 
 
@@ -52,7 +55,14 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
         command("score")(options.gt, options.dt, options.type, options.backend)
         return 0
     if options.command == "predict":
-        command("predict")(options.checkpoint, options.images, options.out, options.threshold)
+        command("predict")(options.checkpoint, options.images, options.out, options.threshold, options.proposals)
+        return 0
+
+    if options.command == "import":
+        command("import_weights")(options.file, options.arch, options.out, options.allow_partial, options.model)
+        return 0
+    if options.command == "export":
+        command("export")(options.checkpoint, options.format, options.out, options.image_size, options.batch_size)
         return 0
 
     config = None
@@ -116,11 +126,32 @@ def _parser() -> argparse.ArgumentParser:
         "--threshold", type=_score, default=0.5, metavar="SCORE", help="lowest score drawn (%(default)s)"
     )
 
+    predict.add_argument(
+        "--proposals", type=Path, metavar="FILE", help="for a model without an RPN: Detectron2's, ids as images' names"
+    )
+
     score = add("score", "Score COCO results against COCO ground truth; prints JSON.")
     score.add_argument("--gt", type=Path, required=True, metavar="JSON", help="ground truth")
     score.add_argument("--dt", type=Path, required=True, metavar="JSON", help="results")
     score.add_argument("--type", choices=("bbox", "segm", "keypoints"), default="bbox", help="default: %(default)s")
     score.add_argument("--backend", choices=("hotcoco", "pycocotools"), default="hotcoco", help="default: %(default)s")
+
+    importing = add("import", "Turn weights of torchvision or Detectron2 into a checkpoint.", _MODEL_OVERRIDES)
+    importing.add_argument("file", type=Path, metavar="FILE", help=".pth, .pkl, .safetensors or .npz")
+    importing.add_argument("--arch", metavar="NAME", help="the architecture; by default it is recognised")
+    importing.add_argument("--out", type=Path, required=True, metavar="DIR", help="the checkpoint to write")
+    importing.add_argument(
+        "--allow-partial", action="store_true", help="take what fits, though arrays are missing or left over"
+    )
+
+    export = add("export", "Write a checkpoint in the form that other programs load.")
+    export.add_argument("--checkpoint", type=Path, required=True, metavar="PATH", help="a run's folder or a checkpoint")
+    export.add_argument(
+        "--format", required=True, choices=("torchvision", "detectron2", "safetensors", "stablehlo"), help="the form"
+    )
+    export.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file to write")
+    export.add_argument("--image-size", type=_size, metavar="HxW", help="of the images that a stablehlo artefact takes")
+    export.add_argument("--batch-size", type=_positive, metavar="N", help="images at a time; by default any number")
     return parser
 
 
@@ -134,11 +165,30 @@ def _score(text: str) -> float:
     return value
 
 
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.partition("x")
+    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+        raise argparse.ArgumentTypeError(f"{text} is not a height and a width in pixels, such as 480x640")
+    return int(height), int(width)
+
+
+def _positive(text: str) -> int:
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 on")
+    return int(text)
+
+
 def _parse(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """The options, and the overrides (`--config.a.b=value`) as `a.b=value`."""
     prefix = "--config."
     overrides = [argument.removeprefix(prefix) for argument in arguments if argument.startswith(prefix)]
-    options = parser.parse_args([argument for argument in arguments if not argument.startswith(prefix)])
+    arguments = [argument for argument in arguments if not argument.startswith(prefix)]
+    model = "--model."
+    changes = [argument.removeprefix(model) for argument in arguments if argument.startswith(model)]
+    options = parser.parse_args([argument for argument in arguments if not argument.startswith(model)])
+    options.model = changes
+    if changes and options.command != "import":
+        parser.error(f"--model.{changes[0]} is for `mrcnn import`: elsewhere write --config.model.{changes[0]}")
     if getattr(options, "config", None) == "":
         parser.error("argument --config: name an experiment, such as experiments/shapes.py")
     if overrides and not getattr(options, "config", None):

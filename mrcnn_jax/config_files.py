@@ -40,6 +40,9 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> ConfigDict:
     config.unlock()
     for assignment in overrides:
         _apply(config, assignment)
+    # Weights to start from bring a model config along, which leaves these alone.
+    keys = [assignment.partition("=")[0] for assignment in overrides]
+    config.model_overrides = tuple(key.removeprefix("model.") for key in keys if key.startswith("model."))
     return config.lock()
 
 
@@ -57,6 +60,17 @@ def override(config: ConfigDict, key: str, value: Any) -> None:
             raise _misfit(key, repr(value), old)
         value = fitted
     node[name] = value
+
+
+def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
+    """`key=value` texts as keys and values for `override`. Raises `UserError` for one without a value."""
+    values = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise UserError(f"--model.{key} has no value: write --model.{key}=VALUE")
+        values[key] = _literal(text)
+    return values
 
 
 def _split(source: str) -> tuple[Path, str]:
@@ -139,16 +153,20 @@ def _parse(key: str, text: str, old: Any) -> Any:
     """`text` as a value of the type that `old` has."""
     if isinstance(old, str):
         return text
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        value = {"true": True, "false": False}.get(text.lower(), text)
+    value = _literal(text)
     if old is None or value is None:
         return value
     fitted = _fit(value, old)
     if fitted is None:
         raise _misfit(key, text, old)
     return fitted
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return {"true": True, "false": False}.get(text.lower(), text)
 
 
 def _misfit(key: str, text: str, old: Any) -> UserError:

@@ -12,16 +12,21 @@ import numpy as np
 from jax import Array
 from ml_collections import ConfigDict
 
+from mrcnn_jax.checkpoints.importing import import_weights
 from mrcnn_jax.checkpoints.metadata import categories_from, config_from_dict
 from mrcnn_jax.checkpoints.state import load_params
 from mrcnn_jax.config_files import override
+from mrcnn_jax.conventions import rule_of
 from mrcnn_jax.data import images as image_files
+from mrcnn_jax.data.collate import fit_proposals, no_proposals, stack
 from mrcnn_jax.data.dataset import Category
+from mrcnn_jax.data.proposals import best_first
 from mrcnn_jax.data.transforms import resize, resized_shape
 from mrcnn_jax.errors import UserError
 from mrcnn_jax.evaluation.results import to_image
 from mrcnn_jax.models import zoo
-from mrcnn_jax.types import Batch, Detections
+from mrcnn_jax.models.build import build, init
+from mrcnn_jax.types import Batch, Detections, Proposals, empty_batch
 
 
 @dataclass(frozen=True)
@@ -46,12 +51,14 @@ class Model:
     config: ConfigDict
     categories: tuple[Category, ...]
     params: dict | None = None
+    # How many of the proposals that it is given a model without an RPN looks at, best first.
+    num_proposals: int = 1000
     _detectors: dict = field(default_factory=dict, repr=False)
 
     @cached_property
     def network(self):
         """The Flax module."""
-        return zoo.build(self.config)
+        return build(self.config)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -60,7 +67,7 @@ class Model:
 
     def init(self, key: Array) -> dict:
         """Random parameters."""
-        return jax.jit(lambda key: self.network.init(key, empty_batch(1, (64, 64)), method="touch"))(key)
+        return init(self.network, key)
 
     def losses(self, params: dict, batch: Batch, key: Array | None):
         """`RCNN.losses`: the loss terms and what is worth watching, each {name: (total, weight)}."""
@@ -74,7 +81,7 @@ class Model:
     def predict(
         self,
         images: Sequence[np.ndarray | str | Path],
-        proposals: None = None,
+        proposals: Sequence[np.ndarray | tuple[np.ndarray, np.ndarray]] | None = None,
         min_size: int | None = None,
         max_size: int | None = None,
         score_threshold: float | None = None,
@@ -87,7 +94,8 @@ class Model:
 
         Args:
             images: all are decoded before the first is run, so they have to fit into memory.
-            proposals: for models that need them; none does yet.
+            proposals: for a model without an RPN, and for no other: of each image, boxes [n 4] as xyxy in pixels of the
+                image as it is given, best first, or boxes and scores [n]. The best `num_proposals` are used.
             min_size: pixels of the short side after the resize; by default that of the weights. Every other size (and
                 `max_size`) makes its own compilations.
             max_size: to how many pixels the long side is limited, at the cost of the short one.
@@ -96,13 +104,12 @@ class Model:
             batch_size: images at a time; a shape that has but one image is run alone.
 
         Raises:
-            UserError: the model has no weights, a file cannot be read, an array is not uint8 RGB, or a size is not
-                positive.
+            UserError: the model has no weights, a file cannot be read, an array is not uint8 RGB, a size is not
+                positive, or proposals are missing, of another number than the images, of another shape or not wanted.
         """
         if self.params is None:
             raise UserError("this model has no weights: use mrcnn_jax.load(path), or set model.params")
-        if proposals is not None:
-            raise UserError("this model finds its own proposals: leave `proposals` out")
+        given = self._given(proposals, len(images))
         for name, value in (("min_size", min_size), ("max_size", max_size), ("batch_size", batch_size)):
             _require_positive(name, value)
         short = min_size or self.config.preprocess.short_side
@@ -115,43 +122,66 @@ class Model:
             num_rows = 1 if len(members) == 1 else batch_size
             for start in range(0, len(members), num_rows):
                 chunk = members[start : start + num_rows]
-                batch = self._batch([arrays[i] for i in chunk], num_rows, shape, short, long)
+                own = None if given is None else [given[i] for i in chunk]
+                batch = self._batch([arrays[i] for i in chunk], own, num_rows, shape, short, long)
                 found = jax.device_get(self._detector(batch.image.shape)(self.params, batch))
                 for row, i in enumerate(chunk):
                     one, size = jax.tree.map(lambda x, row=row: x[row], found), batch.size[row].tolist()
                     results[i] = self._result(one, size, arrays[i].shape[:2], score_threshold)
         return [results[i] for i in range(len(arrays))]
 
-    def _batch(self, arrays: list[np.ndarray], batch_size: int, shape: tuple[int, int], short: int, long: int) -> Batch:
-        batch = empty_batch(batch_size, shape)
+    def _given(self, proposals: Sequence | None, num_images: int) -> list[Proposals] | None:
+        """The proposals of each image in pixels of the image as it was given, best first."""
+        if self.config.rpn is not None:
+            if proposals is not None:
+                raise UserError("this model finds its own proposals: leave `proposals` out")
+            return None
+        if proposals is None:
+            raise UserError("this model finds no proposals of its own: pass `proposals`, boxes for each image")
+        if len(proposals) != num_images:
+            raise UserError(
+                f"proposals has {len(proposals)} entries for {num_images} images: give boxes for each image"
+            )
+        found = []
+        for i, given in enumerate(proposals):
+            boxes, scores = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
+            try:
+                found.append(best_first(boxes, scores))
+            except ValueError as error:
+                raise UserError(f"proposals[{i}] has {error}: give boxes (n, 4), or (boxes, scores)") from error
+        return found
+
+    def _batch(
+        self,
+        arrays: list[np.ndarray],
+        proposals: list[Proposals] | None,
+        batch_size: int,
+        shape: tuple[int, int],
+        short: int,
+        long: int,
+    ) -> Batch:
         rules = self.config.preprocess
+        batch = empty_batch(batch_size, shape, "float32" if rules.interpolation == "torchvision" else "uint8")
+        found = [no_proposals(self.num_proposals)] * batch_size
         for row, array in enumerate(arrays):
             height, width = resized_shape(*array.shape[:2], short, long, rules.rounding)
             batch.image[row, :height, :width] = resize(array, (height, width), rules.interpolation)
             batch.size[row], batch.original_size[row], batch.valid[row] = (height, width), array.shape[:2], True
-        return batch
+            if proposals is not None:
+                ratio = np.array([width / array.shape[1], height / array.shape[0]] * 2, np.float32)
+                moved = proposals[row].replace(boxes=proposals[row].boxes * ratio)
+                found[row] = fit_proposals(moved, (height, width), self.num_proposals)
+        return batch if proposals is None else batch.replace(proposals=stack(found))
 
     def _detector(self, shape: tuple[int, ...]):
         return self._detectors.setdefault(shape, jax.jit(self.detect))
 
     def _result(self, detections: Detections, size, original, score_threshold: float | None) -> Result:
-        mask = self.config.get("mask")
-        found = to_image(detections, size, original, paste_rule=None if mask is None else mask.paste)
+        found = to_image(detections, size, original, paste_rule=rule_of(self.config))
         keep = found.scores >= (score_threshold or 0.0)
         labels = found.classes[keep] - 1
         ids = np.array([category.id for category in self.categories], np.int64)[labels]
         return Result(found.boxes[keep], found.scores[keep], labels, ids, *_rows(keep, found.masks, found.keypoints))
-
-
-def empty_batch(batch_size: int, shape: tuple[int, int]) -> Batch:
-    """A NumPy batch of black images, none of which is valid."""
-    return Batch(
-        image=np.zeros((batch_size, *shape, 3), np.uint8),
-        size=np.full((batch_size, 2), 32, np.int32),
-        original_size=np.full((batch_size, 2), 32, np.int32),
-        image_id=np.zeros(batch_size, np.int32),
-        valid=np.zeros(batch_size, bool),
-    )
 
 
 def create(name: str, num_classes: int, **overrides: Any) -> Model:
@@ -168,17 +198,25 @@ def create(name: str, num_classes: int, **overrides: Any) -> Model:
 
 
 def load(path: str | Path, overrides: dict[str, Any] | None = None) -> Model:
-    """The model in a run's folder or a checkpoint, with its classes and preprocessing.
+    """The model in a run's folder, a checkpoint or somebody else's file, with its classes and preprocessing.
 
+    Files are those of torchvision and Detectron2 (.pth, .pkl, .safetensors), whose architecture is recognised.
     `overrides` maps dotted keys of the model config to values, e.g. {"box.score_threshold": 0.5}. Raises `UserError`
-    where there is no checkpoint, or for a key or a type of value that does not exist.
+    where there is no checkpoint or file of weights, or for a key or a type of value that does not exist.
     """
-    params, batch_stats, metadata = load_params(Path(path))
-    config = config_from_dict(metadata["config"]).model
-    for key, value in (overrides or {}).items():
+    path, overrides = Path(path), overrides or {}
+    if path.is_file():
+        weights = import_weights(path, overrides=overrides)
+        return Model(weights.config, weights.categories, jax.tree.map(jnp.asarray, weights.variables()))
+    params, batch_stats, metadata = load_params(path)
+    experiment = config_from_dict(metadata["config"])
+    config = experiment.model
+    for key, value in overrides.items():
         override(config, key, value)
-    categories = categories_from(metadata)
-    return Model(config, categories, jax.tree.map(jnp.asarray, {"params": params, "batch_stats": batch_stats}))
+    variables = jax.tree.map(jnp.asarray, {"params": params, "batch_stats": batch_stats})
+    data: Any = experiment.get("data", {})
+    _, num_proposals = data.get("num_proposals", (None, Model.num_proposals))
+    return Model(config, categories_from(metadata), variables, num_proposals)
 
 
 def _require_positive(name: str, value: int | None) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mrcnn_jax import distributed
-from mrcnn_jax.checkpoints.initial import initial_variables
+from mrcnn_jax.checkpoints.initial import adopt, initial_variables, read_source
 from mrcnn_jax.checkpoints.metadata import describe
 from mrcnn_jax.checkpoints.state import Checkpoints
 from mrcnn_jax.data import pipeline, sources
@@ -21,6 +21,7 @@ from mrcnn_jax.evaluation.run import Evaluator, headline
 from mrcnn_jax.interruption import Interrupted, Interruption
 from mrcnn_jax.metrics_writer import MetricsWriter
 from mrcnn_jax.models import zoo
+from mrcnn_jax.models.build import build
 from mrcnn_jax.optim import optimizer
 from mrcnn_jax.overview import parameter_table
 from mrcnn_jax.progress import Progress
@@ -45,6 +46,9 @@ def train(config: ConfigDict, workdir: Path, *, log: Callable[[str], None] = pri
     mesh = distributed.make_mesh()
     distributed.check_batch_size(config.train.batch_size, mesh, config.train.accumulate)
 
+    source = read_source(config, workdir)
+    config, adopted = adopt(config, source)
+    # After the weights, which may bring an RPN or do without: data come with proposals or not.
     train_data, val_data = _data(config, log)
     config = _resolved(config, train_data)
 
@@ -52,9 +56,9 @@ def train(config: ConfigDict, workdir: Path, *, log: Callable[[str], None] = pri
     metadata = describe(config, train_data.categories)
     checkpoints = Checkpoints(workdir, metadata, keep_last=config.train.keep_last)
 
-    model = zoo.build(config.model, distributed.AXIS)
-    variables, report = initial_variables(model, config)
-    for line in (*report, parameter_table(variables["params"])):
+    model = build(config.model, distributed.AXIS)
+    variables, report = initial_variables(model, config, source, train_data.categories)
+    for line in (*report, *adopted, parameter_table(variables["params"])):
         log(line)
     tx, rate = optimizer(config, variables["params"])
     # On its devices before anything is restored, so that a checkpoint goes there from whatever devices it was saved on.
@@ -87,7 +91,7 @@ def train(config: ConfigDict, workdir: Path, *, log: Callable[[str], None] = pri
             return
         checkpoints.close()
         step, batch = int(state.step), next(iter(loader(int(state.step))))
-        culprit = first_non_finite(zoo.build(config.model), state, batch, config.seed)
+        culprit = first_non_finite(build(config.model), state, batch, config.seed)
         saved = checkpoints.latest_step()
         kept = "No checkpoint was saved yet" if saved is None else f"The last good checkpoint is that of step {saved}"
         raise UserError(
@@ -99,7 +103,13 @@ def train(config: ConfigDict, workdir: Path, *, log: Callable[[str], None] = pri
     total, figures = config.train.steps, {}
     window = _Window(config.train.batch_size, minutes=writer.last("minutes"))
     interruption = Interruption(enabled=jax.process_count() == 1)
-    with interruption, Progress("train", total, start) as progress, closing(loader(start)) as batches:
+    batches = loader(start)
+    if batches.num_skipped:
+        log(
+            f"{batches.num_skipped:,} of {batches.num_skipped + batches.num_images:,} training images are left out, "
+            f"which do not have {pipeline.wanted(config)}"
+        )
+    with interruption, Progress("train", total, start) as progress, closing(batches):
         try:
             for done, batch in zip(range(start + 1, total + 1), batches, strict=False):
                 log_now, evaluate_now, save_now = (
@@ -158,9 +168,12 @@ def _data(config: ConfigDict, log: Callable[[str], None]) -> tuple[Dataset, Data
 
 
 def _resolved(config: ConfigDict, dataset: Dataset) -> ConfigDict:
-    """The config with the data set's own class count, and with the frozen stages left out of the optimiser."""
+    """The config with the data set's own counts of classes and keypoints, and the frozen stages left to themselves."""
     config = config.copy_and_resolve_references()
     config.model.num_classes = dataset.num_classes
+    num_keypoints = max(len(category.keypoints) for category in dataset.categories)
+    if config.model.keypoint is not None and num_keypoints:
+        config.model.keypoint.num_keypoints = num_keypoints
     config.optimizer.freeze = (*config.optimizer.freeze, *zoo.frozen_prefixes(config.model))
     return config
 

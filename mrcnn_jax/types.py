@@ -17,7 +17,7 @@ never by its coordinates: a padding row may hold any value, NaN included, and no
 import numpy as np
 from flax import struct
 from jax import Array
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Float32, Int, UInt8
 
 # A container holds NumPy arrays on the host and JAX arrays on the device.
 Leaf = Array | np.ndarray
@@ -84,7 +84,8 @@ class Detections:
 class Batch:
     """Images padded at the bottom and right to one shape, and what is known about each."""
 
-    image: UInt8[Leaf, "b h w 3"]
+    # Values 0..255; float32 where a resize was not rounded.
+    image: UInt8[Leaf, "b h w 3"] | Float32[Leaf, "b h w 3"]
     # Height and width of the content: pixels beyond it are padding.
     size: Int[Leaf, "b 2"]
     # Height and width of the file, before any resize.
@@ -98,3 +99,14 @@ class Batch:
     num_dropped: Int[Leaf, " b"] | None = None
     # Fast R-CNN and R-CNN: regions that come with the data.
     proposals: Proposals | None = None
+
+
+def empty_batch(batch_size: int, shape: tuple[int, int], dtype: str = "uint8") -> Batch:
+    """A NumPy batch of black images, none of which is valid."""
+    return Batch(
+        image=np.zeros((batch_size, *shape, 3), dtype),
+        size=np.full((batch_size, 2), 32, np.int32),
+        original_size=np.full((batch_size, 2), 32, np.int32),
+        image_id=np.zeros(batch_size, np.int32),
+        valid=np.zeros(batch_size, bool),
+    )

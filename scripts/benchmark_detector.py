@@ -14,6 +14,7 @@ from experiments import base
 from mrcnn_jax import distributed
 from mrcnn_jax.checkpoints.initial import initial_variables
 from mrcnn_jax.models import zoo
+from mrcnn_jax.models.build import build
 from mrcnn_jax.optim import optimizer
 from mrcnn_jax.train_step import init_state, make_train_step
 from mrcnn_jax.types import Batch, GroundTruth
@@ -39,7 +40,7 @@ class Detector:
         self.config = experiment(settings)
         mesh = distributed.make_mesh()
         distributed.check_batch_size(settings.batch, mesh)
-        model = zoo.build(self.config.model, distributed.AXIS)
+        model = build(self.config.model, distributed.AXIS)
         variables, _ = initial_variables(model, self.config)
         _silence_branches(variables)
         tx, _ = optimizer(self.config, variables["params"])

@@ -346,9 +346,12 @@ def test_weights_that_cannot_be_used(refused, finished, data, experiment, tmp_pa
     empty.mkdir()
     (empty / "a.txt").write_text("no image")
     image = data / "images" / "a.png"
-    for path in (empty, tmp_path / "gone", empty / "a.txt"):
+    for path in (empty, tmp_path / "gone"):
         refused(["eval", f"--checkpoint={path}"], str(path), "holds no checkpoint", "give a run's workdir")
         refused(["predict", f"--checkpoint={path}", image, f"--out={tmp_path / 'out'}"], "holds no checkpoint")
+    text = empty / "a.txt"
+    refused(["eval", f"--checkpoint={text}"], str(text), "name an experiment with --config")
+    refused(["predict", f"--checkpoint={text}", image, f"--out={tmp_path / 'out'}"], str(text), "of no format")
     damaged = tmp_path / "damaged"
     shutil.copytree(finished / "checkpoints" / str(STEPS), damaged)
     shutil.rmtree(damaged / "state" / "d")

@@ -98,7 +98,7 @@ def test_each_command_hands_on_its_arguments(experiment, calls):
     assert cli.main(["score", "--gt=a.json", "--dt=b.json", "--type=segm"]) == 0
     assert calls["score"] == (Path("a.json"), Path("b.json"), "segm", "hotcoco")
     assert cli.main(["predict", "--checkpoint=run", "a.jpg", "b.jpg", "--out=out", "--threshold=0.3"]) == 0
-    assert calls["predict"] == (Path("run"), ["a.jpg", "b.jpg"], Path("out"), 0.3)
+    assert calls["predict"] == (Path("run"), ["a.jpg", "b.jpg"], Path("out"), 0.3, None)
     assert cli.main(["eval", "--workdir=run", "--json=figures.json"]) == 0
     assert calls["evaluate"] == (None, Path("run"), None, Path("figures.json"))
     assert cli.main(["demo", f"--config={experiment}"]) == 0

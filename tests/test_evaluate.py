@@ -11,6 +11,7 @@ import test_train
 import tiny
 
 from mrcnn_jax import distributed
+from mrcnn_jax.conventions import rule_of
 from mrcnn_jax.data.dataset import Category, Dataset, Record
 from mrcnn_jax.errors import UserError
 from mrcnn_jax.evaluation.coco_metrics import score
@@ -18,6 +19,7 @@ from mrcnn_jax.evaluation.evaluate import evaluate
 from mrcnn_jax.evaluation.run import Evaluator
 from mrcnn_jax.model import Model
 from mrcnn_jax.models import zoo
+from mrcnn_jax.models.build import build
 from mrcnn_jax.types import Batch, Detections
 
 SIDE = 40
@@ -140,6 +142,36 @@ def test_boxes_alone_are_scored_by_box_alone(capsys):
     assert "segm is not scored" in capsys.readouterr().out
 
 
+def test_keypoints_are_scored_as_coco_has_them():
+    """The detections have the half pixel that COCO's numbers lack."""
+    keypoints = [np.concatenate([r.boxes.reshape(-1, 2, 2), np.full((len(r.boxes), 2, 1), 2)], 2) for r in RECORDS]
+    records = [replace(r, keypoints=k.astype(np.float32)) for r, k in zip(RECORDS, keypoints, strict=True)]
+    categories = tuple(replace(c, keypoints=("start", "end"), flip=(1, 0)) for c in DATASET.categories)
+
+    def found(batch):
+        boxes = oracle(batch).boxes
+        points = boxes.reshape(*boxes.shape[:2], 2, 2) + 0.5
+        return oracle(batch).replace(keypoints=jnp.pad(points, ((0, 0), (0, 0), (0, 0), (0, 1)), constant_values=0.5))
+
+    dataset = Dataset(categories, records)
+    metrics, results = evaluate(found, batches(), dataset, kinds=("bbox", "keypoints"), progress=False)
+    assert {kind: m["AP"] for kind, m in metrics.items()} == pytest.approx({"bbox": 1, "keypoints": 1})
+    np.testing.assert_allclose(np.reshape(results[0]["keypoints"], (2, 3))[:, :2], keypoints[0][0, :, :2], atol=1e-5)
+    metrics, results = evaluate(found, batches(), dataset, kinds=("bbox",), progress=False)
+    assert "keypoints" not in results[0]
+
+
+def test_the_rule_of_a_model_is_that_of_its_conventions():
+    for name, rule in (
+        ("mask_rcnn_r50_fpn", "detectron2"),
+        ("torchvision_mask_rcnn_r50_fpn", "torchvision"),
+        ("faster_rcnn_r50_fpn", "detectron2"),
+        ("torchvision_faster_rcnn_r50_fpn", "torchvision"),
+        ("torchvision_keypoint_rcnn_r50_fpn", "torchvision"),
+    ):
+        assert rule_of(zoo.named(name)) == rule
+
+
 def test_the_device_runs_one_batch_ahead(monkeypatch):
     """The next batch is handed to the device before the results of the last one are fetched."""
     events = []
@@ -164,7 +196,7 @@ def test_a_model_without_masks_is_scored_and_predicts():
     experiment = test_train.config()
     experiment.model.mask = None
     experiment.model.num_classes = DATASET.num_classes
-    network, dataset = zoo.build(experiment.model), replace(DATASET, records=RECORDS[:2])
+    network, dataset = build(experiment.model), replace(DATASET, records=RECORDS[:2])
     variables = tiny.variables(network)
     metrics = Evaluator(network, dataset, experiment, distributed.make_mesh(1))(variables)
     assert list(metrics) == ["bbox"]

@@ -9,12 +9,14 @@ import pytest
 import tiny
 
 import experiments
-from mrcnn_jax.models import zoo
+from mrcnn_jax.models.build import build
 
 # R50, R101 and LSJ: the sums over the state dicts of Detectron2's models, without the buffers of their normalisation.
 NUM_PARAMETERS = {
-    "balloon": 15_868_630,
+    "balloon": 15_870_811,
+    "fast_rcnn_r50_fpn_1x_coco": 41_106_001,
     "finetune": 44_343_216,
+    "keypoint_rcnn_r50_fpn_1x_coco": 59_133_158,
     "mask_rcnn_r18_fpn_coco": 31_317_936,
     "mask_rcnn_r50_fpn_1x_coco": 44_343_216,
     "mask_rcnn_r50_fpn_3x_coco": 44_343_216,
@@ -38,7 +40,7 @@ def test_no_experiment_is_untested():
 @pytest.mark.parametrize("name", NAMES)
 def test_parameters(name):
     config = experiment(name)
-    model = zoo.build(config.model)
+    model = build(config.model)
     variables = jax.eval_shape(lambda key: model.init(key, tiny.batch(), method="touch"), jax.random.key(0))
     assert sum(int(np.prod(x.shape)) for x in jax.tree.leaves(variables["params"])) == NUM_PARAMETERS[name]
 
@@ -48,7 +50,7 @@ def test_smoke_mode_is_small_and_keeps_the_architecture(name):
     whole, smoke = experiment(name), experiment(name, "smoke")
     assert smoke.train.steps == 3
     assert smoke.data.kind == "shapes"
-    for part in ("fpn", "mask"):
+    for part in ("fpn", "mask", "keypoint"):
         assert smoke.model[part] == whole.model[part]
     norm = {"frozen_bn": "gn"}.get(whole.model.backbone.norm, whole.model.backbone.norm)
     assert smoke.model.backbone.to_dict() == whole.model.backbone.to_dict() | {"norm": norm}

@@ -28,6 +28,10 @@ ALLOWED = {
         "mrcnn_jax.interruption",
         "mrcnn_jax.ops",
         "mrcnn_jax.progress",
+        "mrcnn_jax.conventions",
+        "mrcnn_jax.files",
+        # Files of proposals are pickles.
+        "mrcnn_jax.pickles",
     ),
 }
 # Neither is a dependency: weights are read without torch, data sets without TensorFlow.

@@ -134,4 +134,6 @@ def test_bfloat16_normalises_in_float32():
     for kind in ("frozen_bn", "bn", "gn"):
         y, variables = norm(kind, name="norm", dtype="bfloat16").init_with_output(KEY, x, None, True)
         assert y.dtype == jnp.bfloat16
+        counter = variables.get("batch_stats", {}).pop("num_batches", jnp.int32(0))
+        assert counter.dtype == jnp.int32
         assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))

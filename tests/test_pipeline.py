@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -113,6 +114,21 @@ def test_epochs_are_complete_and_leave_out_empty_images():
     assert counts.sum() == 20
     kept = pipeline.train_loader(dataset(), config(keep_empty=True), seed=1, batch_size=2)
     assert (kept.num_images, kept.num_skipped) == (11, 0)
+
+
+def test_a_keypoint_model_trains_on_images_with_a_labelled_keypoint():
+    """As Detectron2's MIN_KEYPOINTS_PER_IMAGE; a crowd's do not count, since it is never a positive."""
+    whole = dataset()
+    first, second, third, *others = whole.records
+    unlabelled = replace(first, keypoints=first.keypoints * np.array([1, 1, 0], np.float32))
+    crowd = replace(second, crowd=np.ones(len(second.boxes), bool))
+    without = replace(third, keypoints=None)
+    images = replace(whole, records=(unlabelled, crowd, without, *others))
+    for settings, num_left in ((config(), 7), (config(keypoints=False), 9), (config(keep_empty=True), 11)):
+        loader = pipeline.train_loader(images, settings, seed=0, batch_size=1)
+        assert (loader.num_images, loader.num_skipped) == (num_left, 11 - num_left)
+    with pytest.raises(UserError, match="no image with an object with a labelled keypoint"):
+        pipeline.train_loader(images.subset([0, 1, 2]), config(), 0, 1)
 
 
 @pytest.mark.parametrize("hosts", [2, 4])
@@ -233,7 +249,8 @@ def test_a_broken_image_is_named(workers):
         areas=np.array([81], np.float32),
         segmentations=(None,),
     )
-    loader = pipeline.train_loader(Dataset(CATEGORIES, (broken,)), config(num_workers=workers), 0, 1)
+    settings = config(num_workers=workers, keypoints=False)
+    loader = pipeline.train_loader(Dataset(CATEGORIES, (broken,)), settings, 0, 1)
     with pytest.raises(UserError, match="77"):
         next(loader)
     loader.close()

@@ -11,6 +11,7 @@ import tiny
 from mrcnn_jax import distributed
 from mrcnn_jax.errors import UserError
 from mrcnn_jax.models import zoo
+from mrcnn_jax.models.build import build
 from mrcnn_jax.train_step import init_state, make_train_step
 
 KEY = jax.random.key(3)
@@ -18,7 +19,7 @@ KEY = jax.random.key(3)
 
 @pytest.fixture(scope="module")
 def model():
-    return zoo.build(tiny.model_config())
+    return build(tiny.model_config())
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +121,7 @@ def test_detections_do_not_depend_on_batch_or_bucket(detect, variables):
 
 def train_step_on(num_devices, model_config, batch):
     """The metrics and the gradient of a step; a second step shows that nothing is traced anew."""
-    model = zoo.build(model_config, distributed.AXIS)
+    model = build(model_config, distributed.AXIS)
     variables = tiny.variables(model)
     tx = optax.sgd(1.0)
     mesh = distributed.make_mesh(num_devices)
@@ -182,7 +183,7 @@ def test_three_hundred_objects_train_without_a_new_trace(model, variables):
 def test_a_row_without_an_image_is_in_no_statistics():
     config = tiny.model_config()
     config.backbone.norm = "bn"
-    model, batch = zoo.build(config), tiny.batch()
+    model, batch = build(config), tiny.batch()
     variables = tiny.variables(model)
 
     @jax.jit
@@ -201,7 +202,7 @@ def test_a_row_without_an_image_is_in_no_statistics():
 def test_torchvisions_strides_are_those_of_the_canvas():
     """torchvision divides the padded image by the map; here that of the image alone, whatever it is padded into."""
     config = zoo.torchvision(tiny.model_config())
-    model = zoo.build(config)
+    model = build(config)
 
     @jax.jit
     def anchors(variables, batch):

@@ -27,7 +27,8 @@ def sizes(model, shape=(1, 64, 64, 3)):
         (ResNet(101), (42_394_816, 210_688)),
         (ResNet(101, groups=32, base_width=8), (86_539_456, 405_760)),
         (ResNet(50, norm="gn"), (23_508_032, 0)),
-        (ResNet(50, norm="bn"), (23_508_032, 53_120)),
+        # A counter for each of its 53 norms.
+        (ResNet(50, norm="bn"), (23_508_032, 53_120 + 53)),
     ],
 )
 def test_sizes_are_those_of_the_reference(model, expected):
@@ -105,7 +106,7 @@ def test_an_image_alone_has_the_features_it_has_in_a_larger_array(kind, deep_ste
 @pytest.mark.parametrize("stride_in_1x1", [False, True])
 def test_a_bottleneck_is_blind_to_padding(stride_in_1x1):
     model = Bottleneck(
-        planes=4, inner=8, stride=2, groups=2, stride_in_1x1=stride_in_1x1,
+        planes=4, inner=8, stride=2, dilation=1, groups=2, stride_in_1x1=stride_in_1x1,
         last_scale_init=nn.initializers.ones_init(), conv=Conv, norm=partial(norm, "gn"),
     )  # fmt: skip
     expected, actual = alone_and_padded(model, (1, 7, 6, 8), (1, 10, 9, 8))

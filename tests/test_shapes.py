@@ -194,6 +194,7 @@ def test_rates():
         ("scale", (0.5, 0.1)),
         ("noise", 200),
         ("crowd_rate", 1.5),
+        ("num_classes", 9),
     ],
 )
 def test_bad_arguments_are_named(name, value):
@@ -214,3 +215,9 @@ def test_write_coco(tmp_path):
         np.testing.assert_array_equal(pixels, record.image())
         found = [a for a in coco["annotations"] if a["image_id"] == record.image_id]
         np.testing.assert_array_equal([rle.decode(a["segmentation"]) for a in found], masks_of(record))
+
+
+def test_fewer_classes_are_the_first_ones():
+    dataset = shapes.load("train", 60, num_classes=3)
+    assert dataset.categories == shapes.CATEGORIES[:3]
+    assert {label for record in dataset.records for label in record.classes.tolist()} == {1, 2, 3}

@@ -12,7 +12,10 @@ import pytest
 
 from experiments import shapes
 from mrcnn_jax.checkpoints.state import load_params
+from mrcnn_jax.data import sources
 from mrcnn_jax.errors import UserError
+from mrcnn_jax.model import load
+from mrcnn_jax.models import zoo
 from mrcnn_jax.train import train
 
 STEPS = 6
@@ -54,6 +57,27 @@ def test_a_finished_run_gives_the_same_figures_again(finished):
     workdir, figures = finished
     again = train(config(), workdir, log=lambda line: None)
     assert again == figures
+
+
+def test_a_keypoint_model_trains_and_is_scored(tmp_path):
+    experiment, lines = config(), []
+    experiment.model.mask = None
+    experiment.model.keypoint = zoo.keypoint_rcnn().keypoint
+    experiment.model.keypoint.update({"conv_dims": (8,), "size": 4})
+    experiment.data.update({"keypoints": True, "mask_size": 0, "keep_empty": False, "num_train": 20})
+    experiment.seed, experiment.train.steps = 1, 1
+    figures = train(experiment, tmp_path, log=lines.append)
+    assert {name for name in figures if name.endswith("/AP")} == {"box/AP", "keypoint/AP"}
+    records = sources.load(experiment, "train")[0].records
+    num_skipped = sum(not (record.keypoints[..., 2] > 0).any() for record in records)
+    assert num_skipped > 0
+    assert lines[-1] == (
+        f"{num_skipped} of 20 training images are left out, which do not have an object with a labelled keypoint"
+    )
+    # As many as the data set has, whatever the config said.
+    (result,) = load(tmp_path).predict([records[0].image()])
+    assert result.keypoints.shape == (len(result.boxes), 4, 3)
+    assert len(result.boxes) > 0
 
 
 def in_a_process(workdir, num_devices, before="pass"):

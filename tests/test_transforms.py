@@ -254,3 +254,5 @@ def test_load_example_centres_keypoints_and_pads_them():
     flipped = transforms.flip_horizontal(example)
     np.testing.assert_array_equal(flipped.keypoints[0, :2], [[4.5, 2.5, 1], [6.5, 2.5, 2]])
     assert transforms.load_example(record).keypoints is None
+    indices = transforms.load_example(record, categories, num_keypoints=3, half_pixel=False)
+    np.testing.assert_array_equal(indices.keypoints[0], [[1, 2, 2], [3, 2, 1], [0, 0, 0]])

@@ -34,6 +34,8 @@ def variables(model: RCNN, seed: int = 0) -> dict:
 
     def fill(path, x):
         kind = path[-1].key
+        if kind == "num_batches":
+            return np.zeros(x.shape, np.int32)
         if kind in ("scale", "var"):
             return rng.uniform(0.8, 1.2, x.shape).astype(np.float32)
         spread = 1.4 / np.sqrt(max(np.prod(x.shape[:-1]), 1)) if kind == "kernel" else 0.1

@@ -1,102 +1,124 @@
-"""The variables that training starts from: random, from a checkpoint, or a backbone trained on ImageNet."""
+"""What training starts from: random numbers, the weights of a detector, or a backbone trained on ImageNet.
 
-import re
-import zipfile
+Weights bring along the ways that they were trained with: channel order and scale of pixels, strides, anchors, how RoIs
+are read. `adopt` gives an experiment these; at which sizes it trains, and how much of everything, stays its own.
+"""
+
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
-from mrcnn_jax.checkpoints.state import load_params
+from mrcnn_jax.checkpoints.class_heads import heads_by_class
+from mrcnn_jax.checkpoints.importing import Weights, convert, is_backbone
+from mrcnn_jax.checkpoints.metadata import categories_from, config_from_dict
+from mrcnn_jax.checkpoints.names import flatten, unflatten
+from mrcnn_jax.checkpoints.state import load_params, newest_metadata
+from mrcnn_jax.checkpoints.weight_files import read_weights
+from mrcnn_jax.data.dataset import Category
 from mrcnn_jax.errors import UserError
-from mrcnn_jax.model import empty_batch
+from mrcnn_jax.models.build import init
 from mrcnn_jax.models.rcnn import RCNN
 
 _NO_WEIGHTS = (
     "warning: random weights, and norms that do nothing (config.model.backbone.norm=frozen_bn): a deep network then "
     "seldom trains. Name weights with config.train.init, or set config.model.backbone.norm to gn or bn"
 )
-_TORCHVISION = re.compile(r"(fc|conv1|layer[1-4]\.\d+\.(conv[1-3]|downsample(\.0)?))\.(weight|bias)")
-_STAGES = {"layer1": "res2", "layer2": "res3", "layer3": "res4", "layer4": "res5"}
+# What an experiment decides, whatever its weights were trained with.
+_OF_THE_EXPERIMENT = (
+    "preprocess.short_side", "preprocess.max_size", "preprocess.canvas", "backbone.frozen_stages", "backbone.remat",
+    "rpn.num_samples", "rpn.pre_nms", "rpn.post_nms", "roi.num_samples", "roi.positive_fraction",
+    "box.score_threshold", "box.max_detections", "box.num_candidates", "mask.num_samples", "keypoint.num_samples",
+)  # fmt: skip
+# Names that a line gives in full.
+_SHOWN = 6
 
 
-def initial_variables(model: RCNN, config: ConfigDict) -> tuple[dict, list[str]]:
-    """Variables to start from and a report, a line each.
+def read_source(config: ConfigDict, workdir: Path | None = None) -> Weights | None:
+    """The weights that `config.train.init` names: a run or checkpoint of this package, or a file of others'.
 
-    `config.train.init` is empty, a checkpoint of this package (arrays whose name and shape fit are taken; a head for
-    other classes stays random), or an `.npz` with a ResNet under torchvision's names, BatchNorm folded into weight and
-    bias. Raises `UserError` where nothing in the file fits.
+    None where it is empty. A run in `workdir` that goes on has its weights in its checkpoints, so that only the model's
+    config is read. Raises `UserError` where there is no such file, or where it cannot be used.
     """
-    init = jax.jit(lambda key: model.init(key, empty_batch(1, (64, 64)), method="touch"))
-    # This generator compiles in a quarter of the time of the default one: dozens of arrays are drawn.
-    variables = jax.device_get(init(jax.random.key(config.seed, impl="unsafe_rbg")))
     if not config.train.init:
-        return variables, [_NO_WEIGHTS] if config.model.backbone.norm == "frozen_bn" else []
+        return None
+    saved = None if workdir is None else newest_metadata(workdir)
+    if saved is not None and saved["config"]["train"]["init"] == config.train.init:
+        return Weights(str(workdir), config_from_dict(saved["config"]).model, None, {})
     path = Path(config.train.init).expanduser()
+    if path.is_dir():
+        params, batch_stats, metadata = load_params(path)
+        leaves = flatten({"params": params, "batch_stats": batch_stats})
+        report = (f"{path}: {len(leaves)} arrays",)
+        model = config_from_dict(metadata["config"]).model
+        return Weights(str(path), model, categories_from(metadata), leaves, report=report)
     if not path.exists():
         raise UserError(
-            f"config.train.init={config.train.init} does not exist: give a checkpoint or an .npz, or leave it empty"
+            f"config.train.init={config.train.init} does not exist: give a checkpoint or a file of weights, or leave "
+            "it empty"
         )
-    found = _folded_resnet(path) if path.suffix == ".npz" else _checkpoint(path)
-    return _fill(variables, found, path)
+    file = read_weights(path)
+    # Part of a backbone is better than none; a detector that lacks something is a mistake.
+    return convert(file, str(path), backbone_of=config.model, allow_partial=is_backbone(file))
 
 
-def _fill(variables: dict, found: dict[str, np.ndarray], path: Path) -> tuple[dict, list[str]]:
-    leaves, tree = jax.tree_util.tree_flatten_with_path(variables)
-    names = ["/".join(p.key for p in keys) for keys, _ in leaves]
-    fits = [name in found and found[name].shape == leaf.shape for name, (_, leaf) in zip(names, leaves, strict=True)]
-    if not any(fits):
-        raise UserError(f"{path} holds nothing that fits this model: its first array is {next(iter(found), 'absent')}")
-    values = [
-        found[name].astype(leaf.dtype) if fit else leaf
-        for name, (_, leaf), fit in zip(names, leaves, fits, strict=True)
-    ]
-    other_shape = [name for name, fit in zip(names, fits, strict=True) if not fit and name in found]
-    random = [name for name in names if name not in found]
-    unused = [name for name in found if name not in set(names)]
-    lines = [f"{path}: {sum(fits)} of {len(names)} arrays loaded"]
+def adopt(config: ConfigDict, source: Weights | None) -> tuple[ConfigDict, list[str]]:
+    """The experiment with the model of the weights that it starts from, and a line on what that changes.
+
+    Which heads there are stays as it is, and so do the keys in `_OF_THE_EXPERIMENT` and those of `config.model` that
+    were set on the command line, which are in `config.model_overrides`.
+    """
+    if source is None:
+        return config, []
+    config = config.copy_and_resolve_references().unlock()
+    by_hand: Any = config.get("model_overrides", ())
+    kept = (*_OF_THE_EXPERIMENT, *by_hand)
+    changed = []
+    for part, theirs in source.config.items():
+        ours = config.model[part]
+        if part in ("fpn", "rpn") and (theirs is None or ours is None):
+            if theirs is not ours:
+                changed.append(f"{part} ({'none' if theirs is None else 'has one'})")
+                config.model[part] = theirs
+        elif isinstance(ours, ConfigDict) and theirs is not None:
+            for key, value in theirs.items():
+                if f"{part}.{key}" not in kept and ours[key] != value:
+                    changed.append(f"{part}.{key} ({ours[key]} -> {value})")
+                    ours[key] = value
+    told = f"{', '.join(changed[:_SHOWN])}{f' and {len(changed) - _SHOWN} more' if len(changed) > _SHOWN else ''}"
+    return config.lock(), [f"config.model follows these weights in {told}"] if changed else []
+
+
+def initial_variables(
+    model: RCNN, config: ConfigDict, source: Weights | None = None, classes: Sequence[Category] = ()
+) -> tuple[dict[str, Any], list[str]]:
+    """Variables to start from, and a report, a line each.
+
+    Arrays of `source` whose name and shape fit are taken. What a head says of a class is taken from the class of the
+    same name; a class that the weights do not know starts at random.
+    """
+    # This generator compiles in a quarter of the time of the default one: dozens of arrays are drawn.
+    variables = jax.device_get(init(model, jax.random.key(config.seed, impl="unsafe_rbg")))
+    if source is not None and not source.leaves:
+        return variables, []
+    if source is None:
+        return variables, [_NO_WEIGHTS] if config.model.backbone.norm == "frozen_bn" else []
+    leaves, report = flatten(variables), list(source.report)
+    taken = dict(source.leaves)
+    if source.categories is not None:
+        taken, lines = heads_by_class(taken, leaves, source.config, source.categories, classes)
+        report += lines
+    fits = [path for path, leaf in leaves.items() if path in taken and taken[path].shape == leaf.shape]
+    if not fits:
+        raise UserError(f"{source.name} holds nothing that fits this model: its first array is {next(iter(taken))}")
+    leaves |= {path: taken[path].astype(leaves[path].dtype) for path in fits}
     for what, some in (
-        ("left at initialisation, other shape", other_shape),
-        ("left at initialisation", random),
-        ("not used", unused),
+        ("left at initialisation, other shape", [path for path in leaves if path in taken and path not in set(fits)]),
+        ("left at initialisation", [path for path in leaves if path not in taken]),
+        ("not used", [path for path in taken if path not in leaves]),
     ):
         if some:
-            lines.append(f"  {what}: {len(some)} ({', '.join(some[:4])}{', ...' if len(some) > 4 else ''})")
-    return jax.tree_util.tree_unflatten(tree, values), lines
-
-
-def _checkpoint(path: Path) -> dict[str, np.ndarray]:
-    params, batch_stats, _ = load_params(path)
-    leaves = jax.tree_util.tree_leaves_with_path({"params": params, "batch_stats": batch_stats})
-    return {"/".join(p.key for p in keys): np.asarray(leaf) for keys, leaf in leaves}
-
-
-def _folded_resnet(path: Path) -> dict[str, np.ndarray]:
-    """torchvision names to ours. A folded bias becomes the bias of a frozen norm that is otherwise the identity."""
-    try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is not an .npz of arrays, or is damaged ({error}): fetch it again") from error
-    found: dict[str, np.ndarray] = {}
-    for name, value in arrays.items():
-        if not _TORCHVISION.fullmatch(name):
-            raise UserError(f"{path}: '{name}' is no array of a ResNet as torchvision names them, its norms folded in")
-        module, kind = name.rsplit(".", 1)
-        if module == "fc":
-            continue
-        if module == "conv1":
-            conv, norm = "stem/conv1", "stem/norm"
-        else:
-            layer, block, *rest = module.split(".")
-            where = f"{_STAGES[layer]}_{block}"
-            conv = f"{where}/shortcut" if rest[0] == "downsample" else f"{where}/{rest[0]}"
-            norm = f"{where}/shortcut_norm" if rest[0] == "downsample" else f"{where}/{rest[0].replace('conv', 'norm')}"
-        if kind == "weight":
-            if value.ndim != 4:
-                raise UserError(f"{path}: '{name}' has shape {value.shape}, where a convolution's weight has four axes")
-            found[f"params/backbone/{conv}/kernel"] = value.transpose(2, 3, 1, 0)
-        else:
-            found[f"batch_stats/backbone/{norm}/bias"] = value
-    return found
+            report.append(f"  {what}: {len(some)} ({', '.join(some[:4])}{', ...' if len(some) > 4 else ''})")
+    return unflatten(leaves), report

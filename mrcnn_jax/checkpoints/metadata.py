@@ -13,6 +13,8 @@ from mrcnn_jax import __version__
 from mrcnn_jax.data.dataset import Category
 from mrcnn_jax.errors import UserError
 
+# Under this key a safetensors file has what `describe` says, as text.
+SAFETENSORS_KEY = "mrcnn_jax"
 # A run may be resumed with other values of these: where its data lies, how long it goes on, what is reported and kept.
 MAY_CHANGE = (
     "data.root",
@@ -24,6 +26,7 @@ MAY_CHANGE = (
     "train.save_every",
     "train.keep",
     "train.cpu_devices",
+    "model_overrides",
 )
 
 

@@ -59,7 +59,7 @@ class Checkpoints:
         """
         self._workdir = Path(workdir).absolute()
         self._metadata = dict(metadata)
-        saved = _newest_metadata(self._workdir / _FOLDER)
+        saved = newest_metadata(self._workdir)
         if saved is not None:
             require_same_experiment(workdir, saved, self._metadata)
         with _told_to_the_user(self._workdir):
@@ -209,6 +209,14 @@ def load_params(path: str | Path, best_metric: str = "box/AP") -> tuple[Any, Any
     return arrays[params], arrays["batch_stats"], metadata
 
 
+def newest_metadata(workdir: Path) -> dict[str, Any] | None:
+    """The metadata of the newest checkpoint of a run; None where there is none."""
+    for step in reversed(_steps(workdir / _FOLDER)):
+        with suppress(OSError, ValueError):
+            return _read_metadata(step)
+    return None
+
+
 def save_params(path: str | Path, params: Any, batch_stats: Any, metadata: Mapping[str, Any]) -> None:
     """Writes a folder that `load_params` reads: a checkpoint without training state.
 
@@ -277,13 +285,6 @@ def _step_folder(path: Path, best_metric: str) -> Path:
 
 def _read_metadata(step_folder: Path) -> dict[str, Any]:
     return json.loads((step_folder / "metadata" / "metadata").read_text())
-
-
-def _newest_metadata(folder: Path) -> dict[str, Any] | None:
-    for step in reversed(_steps(folder)):
-        with suppress(OSError, ValueError):
-            return _read_metadata(step)
-    return None
 
 
 @contextmanager

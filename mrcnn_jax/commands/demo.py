@@ -22,15 +22,15 @@ def run(config: ConfigDict, workdir: Path) -> None:
     model = load(workdir)
     records = [dataset.records[i] for i in range(min(NUM_DRAWN, len(dataset.records)))]
     images = [record.image() for record in records]
+    given = [(record.proposals.boxes, record.proposals.scores) for record in records if record.proposals is not None]
     pairs = []
-    for record, image, found in zip(records, images, model.predict(images), strict=True):
+    for record, image, found in zip(records, images, model.predict(images, given or None), strict=True):
         pairs += [draw(image, truth(record), model.classes), draw(image, found, model.classes)]
     save(sheet(pairs, columns=6, captions=["annotated", "predicted"] * len(records)), workdir / "predictions.png")
     num_images = (
         len(dataset.records) if not config.eval.num_images else min(config.eval.num_images, len(dataset.records))
     )
     print(f"pictures: {workdir / 'predictions.png'} and {workdir / 'curves.png'}")
-    print(
-        f"demo: box AP {figures['box/AP']:.3f}  mask AP {figures['mask/AP']:.3f}  images {num_images}  "
-        f"training {figures['minutes']:.1f} min"
-    )
+    kinds = [name.removesuffix("/AP") for name in figures if name.endswith("/AP")]
+    shown = "  ".join(f"{kind} AP {figures[f'{kind}/AP']:.3f}" for kind in kinds)
+    print(f"demo: {shown}  images {num_images}  training {figures['minutes']:.1f} min")

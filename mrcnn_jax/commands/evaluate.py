@@ -5,31 +5,41 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from mrcnn_jax import distributed
+from mrcnn_jax.checkpoints.importing import import_weights
 from mrcnn_jax.checkpoints.metadata import categories_from, config_from_dict
 from mrcnn_jax.checkpoints.state import load_params
 from mrcnn_jax.data import sources
 from mrcnn_jax.errors import UserError
 from mrcnn_jax.evaluation.results import write_json
 from mrcnn_jax.evaluation.run import Evaluator
-from mrcnn_jax.models import zoo
+from mrcnn_jax.models.build import build
 
 
 def run(config: ConfigDict | None, workdir: Path | None, checkpoint: Path | None, json_path: Path | None) -> None:
     """Score the weights in `checkpoint` (or the best of `workdir`) on the validation images of `config`.
 
     Without `config` they are those of the weights' own run. The architecture and the preprocessing are always those
-    that the weights came with.
+    that the weights came with, which may be a file of torchvision's or Detectron2's.
 
     Raises:
         UserError: there is no such checkpoint, the data cannot be used, or its classes are not those of the weights.
     """
-    path = checkpoint or workdir
-    params, batch_stats, metadata = load_params(path)
-    trained = config_from_dict(metadata["config"])
-    config = config or trained
+    path = checkpoint or workdir or Path()
+    if path.is_file():
+        if config is None:
+            raise UserError(f"{path} says nothing of images to score it on: name an experiment with --config")
+        weights = import_weights(path)
+        model, categories, variables = weights.config, weights.categories or (), weights.variables()
+    else:
+        params, batch_stats, metadata = load_params(path)
+        trained = config_from_dict(metadata["config"])
+        if config is None and "data" not in trained:
+            raise UserError(f"{path} was imported and says nothing of images to score it on: name them with --config")
+        config = config or trained
+        model, categories = trained.model, categories_from(metadata)
+        variables = {"params": params, "batch_stats": batch_stats}
     with config.unlocked():
-        config.model = trained.model
-    categories = categories_from(metadata)
+        config.model = model
     dataset, lines = sources.load(config, "val", categories)
     print("\n".join(lines), end="\n" if lines else "")
     if dataset.classes != tuple(category.name for category in categories):
@@ -38,8 +48,8 @@ def run(config: ConfigDict | None, workdir: Path | None, checkpoint: Path | None
             "score it on the classes that it was trained on"
         )
     mesh = distributed.make_mesh()
-    variables = distributed.replicate({"params": params, "batch_stats": batch_stats}, mesh)
-    metrics = Evaluator(zoo.build(config.model), dataset, config, mesh)(variables, out_dir=workdir)
+    variables = distributed.replicate(variables, mesh)
+    metrics = Evaluator(build(config.model), dataset, config, mesh)(variables, out_dir=workdir)
     for kind, figures in metrics.items():
         print(f"{kind}\n{figures.table()}")
     if json_path:

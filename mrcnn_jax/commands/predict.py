@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from mrcnn_jax.data.images import decode
+from mrcnn_jax.data.proposals import ProposalFile, read_proposals
 from mrcnn_jax.errors import UserError
 from mrcnn_jax.evaluation.paste import encode_window
 from mrcnn_jax.evaluation.results import write_json
@@ -19,18 +20,22 @@ _CHUNK = 16
 _TOLD = 10
 
 
-def run(checkpoint: Path, images: list[str], out: Path, threshold: float) -> None:
+def run(checkpoint: Path, images: list[str], out: Path, threshold: float, proposals: Path | None = None) -> None:
     """Detect in image files and folders: an overlay of each in `out`, and `predictions.json` with all of them.
 
     `threshold` is the lowest score that is drawn; predictions.json holds all that the model reports, in COCO's form,
     with `file_name` beside `image_id`, which counts the images from 1.
 
+    A model without an RPN needs `proposals`, a file as Detectron2 reads it. An image's entry there is the one whose id
+    is the image's name without its ending; as numbers, where both are, so that 139 is that of 000000000139.jpg.
+
     Raises:
-        UserError: there is no such checkpoint; `out` cannot be written; or, after all others were done, an image cannot
-            be read or a folder has none.
+        UserError: there is no such checkpoint; `out` cannot be written; the proposals cannot be read, or not matched;
+            or, after all others were done, an image cannot be read or a folder has none.
     """
     model = load(checkpoint)
     paths, failures = _files(images)
+    given = None if proposals is None else _match(read_proposals(proposals), paths)
     num_named = len(paths) + len(failures)
     names = _distinct_names(paths)
     skeleton = next((category.skeleton for category in model.categories if category.skeleton), ())
@@ -43,7 +48,8 @@ def run(checkpoint: Path, images: list[str], out: Path, threshold: float) -> Non
                     readable.append((number, decode(paths[number])))
                 except UserError as error:
                     failures.append(str(error))
-            results = model.predict([image for _, image in readable])
+            own = None if given is None else [given[number] for number, _ in readable]
+            results = model.predict([image for _, image in readable], own)
             for (number, image), result in zip(readable, results, strict=True):
                 save(draw(image, result, model.classes, threshold=threshold, skeleton=skeleton), out / names[number])
                 entries += _coco(result, number + 1, paths[number].name, image.shape[:2])
@@ -69,6 +75,26 @@ def _files(arguments: list[str]) -> tuple[list[Path], list[str]]:
         else:
             paths.append(argument)
     return paths, failures
+
+
+def _match(found: ProposalFile, paths: list[Path]) -> list[tuple]:
+    """Boxes and scores for each image. Raises `UserError` where one has none, or two have the same name."""
+    by_name = {_key(str(identity)): identity for identity in found}
+    names = [_key(path.stem) for path in paths]
+    if len(by_name) < len(found) or len(set(names)) < len(names):
+        twice = "images are" if len(set(names)) < len(names) else "ids of it are"
+        raise UserError(f"{found.path}: proposals go to images by name, and two {twice} called the same: rename one")
+    if missing := [str(path) for path, name in zip(paths, names, strict=True) if name not in by_name]:
+        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        raise UserError(
+            f"{found.path} has no proposals for {len(missing)} of {len(paths)} images ({shown}): its ids have to be "
+            "the images' names without their ending"
+        )
+    return [(found[by_name[name]].boxes, found[by_name[name]].scores) for name in names]
+
+
+def _key(name: str) -> str:
+    return name.lstrip("0") or "0" if name.isdecimal() else name
 
 
 def _distinct_names(paths: list[Path]) -> list[str]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from mrcnn_jax.data import images
 from mrcnn_jax.errors import UserError
+from mrcnn_jax.types import Proposals
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Record:
     # int64 [n]
     annotation_ids: np.ndarray | None = None
     file_name: str = ""
+    # Regions that come with the image, best first, all of them valid; they may reach over its border.
+    proposals: Proposals | None = None
 
     def image(self) -> np.ndarray:
         """Decodes the image, uint8 RGB [height, width, 3].

@@ -20,15 +20,18 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
+from mrcnn_jax.conventions import rule_of
 from mrcnn_jax.data import sampling, transforms
 from mrcnn_jax.data.collate import collate, ground_truth, stack
-from mrcnn_jax.data.dataset import Dataset
+from mrcnn_jax.data.dataset import Dataset, Record
 from mrcnn_jax.errors import UserError
 from mrcnn_jax.interruption import leave_to_main_process
-from mrcnn_jax.types import Batch, GroundTruth
+from mrcnn_jax.types import Batch, GroundTruth, Proposals
 
 # Batches that are being made ahead of the one asked for, in each process.
 _AHEAD = 2
+# The containers inside a batch.
+_PARTS = {"gt": GroundTruth, "proposals": Proposals}
 # More steps than any run has; Grain wants an end.
 _ENDLESS = 2**40
 
@@ -37,7 +40,7 @@ class Loader(Iterator[Batch]):
     """Batches in order, from a step that can be read and set.
 
     `step` is the next batch's number. The state holds it and nothing else, so it can be restored with another number
-    of hosts or workers. `num_images` are in an epoch, on all hosts together; `num_skipped` had no object to train on.
+    of hosts or workers. `num_images` are in an epoch, on all hosts together; `num_skipped` had nothing to train on.
     """
 
     def __init__(
@@ -61,8 +64,8 @@ class Loader(Iterator[Batch]):
             self._batches = self._open()
         batch = next(self._batches)
         self.step += 1
-        gt = None if batch["gt"] is None else GroundTruth(**batch["gt"])
-        return Batch(**{**batch, "gt": gt})
+        parts = {name: None if batch[name] is None else kind(**batch[name]) for name, kind in _PARTS.items()}
+        return Batch(**{**batch, **parts})
 
     def get_state(self) -> dict[str, int]:
         """What `set_state` needs to go on from here; fit for JSON."""
@@ -103,6 +106,8 @@ class _Reader:
     # This host's rows of the global batch.
     rows: slice
     num_keypoints: int = 0
+    half_pixel: bool = True
+    num_proposals: int = 0
 
     def train(self, step: int) -> Batch:
         """Global batch `step`, augmented and with ground truth."""
@@ -112,14 +117,14 @@ class _Reader:
         for index, epoch in draw.images[self.rows]:
             record = self.dataset.records[index]
             rng = sampling.augmentation_rng(self.plan.seed, epoch, index)
-            example = transforms.load_example(record, self.dataset.categories, self.num_keypoints)
+            example = transforms.load_example(record, self.dataset.categories, self.num_keypoints, self.half_pixel)
             example = self._augment(example, rng, shape)
             examples.append(example)
             ids.append(record.image_id)
             truth, excess = ground_truth(example, self.data.max_objects, self.data.mask_size)
             truths.append(truth)
             dropped.append(excess)
-        batch = collate(examples, ids, shape, len(examples))
+        batch = collate(examples, ids, shape, len(examples), self.num_proposals)
         return batch.replace(gt=stack(truths), num_dropped=np.array(dropped, np.int32))
 
     def evaluate(self, step: int) -> Batch:
@@ -132,7 +137,7 @@ class _Reader:
             example = transforms.load_example(record)
             examples.append(self._resize(example, self.preprocess.short_side, self.preprocess.max_size, shape))
             ids.append(record.image_id)
-        return collate(examples, ids, shape, self.rows.stop - self.rows.start)
+        return collate(examples, ids, shape, self.rows.stop - self.rows.start, self.num_proposals)
 
     def _augment(
         self, example: transforms.Example, rng: np.random.Generator, shape: tuple[int, int]
@@ -163,7 +168,9 @@ def train_loader(
 ) -> Loader:
     """Endless augmented batches with ground truth, as NumPy, from `start_step`.
 
-    Unless `config.data.keep_empty`, images without an object that is not a crowd are left out, as in Detectron2.
+    Unless `config.data.keep_empty`, images without an object that is not a crowd are left out, as in Detectron2; with
+    `config.data.keypoints`, those without such an object that has a labelled keypoint. Where the data set comes with
+    proposals, the best `config.data.num_proposals[0]` of each image are in the batch.
 
     Args:
         dataset: images and annotations.
@@ -178,20 +185,20 @@ def train_loader(
             an image cannot be read.
     """
     data = config.data
-    members = bucket_members(dataset, config, max(data.short_sides), data.max_size, data.keep_empty)
-    if not any(len(indices) for indices in members):
-        raise UserError(
-            f"data set {dataset.name!r} has no image with an object to train on; check the annotations, "
-            "or set config.data.keep_empty=True to train on images without objects"
-        )
     num_keypoints = 0
-    if config.data.keypoints:
+    if data.keypoints:
         num_keypoints = max((len(category.keypoints) for category in dataset.categories), default=0)
         if not num_keypoints:
             raise UserError(
                 f"config.data.keypoints is set but no category of data set {dataset.name!r} has keypoints; "
                 "use a keypoint annotation file or set config.data.keypoints=False"
             )
+    members = bucket_members(dataset, config, max(data.short_sides), data.max_size, data.keep_empty)
+    if not any(len(indices) for indices in members):
+        raise UserError(
+            f"data set {dataset.name!r} has no image with {wanted(config)}; check the annotations, "
+            "or set config.data.keep_empty=True to train on images without objects"
+        )
     if config.data.mask_size % 8:
         raise UserError(
             f"config.data.mask_size={config.data.mask_size}: eight pixels are packed in a byte; use a multiple of 8"
@@ -199,7 +206,11 @@ def train_loader(
     plan = sampling.TrainPlan(members, batch_size, seed)
     rows = _rows(batch_size, process_index, process_count)
     _check_shared_memory(config.data, rows)
-    reader = _Reader(dataset, plan, config.data, config.model.preprocess, rows, num_keypoints=num_keypoints)
+    num_proposals = _num_proposals(dataset, config, 0)
+    half_pixel = rule_of(config.model) != "torchvision"
+    reader = _Reader(
+        dataset, plan, config.data, config.model.preprocess, rows, num_keypoints, half_pixel, num_proposals
+    )
     num_images = sum(len(indices) for indices in members)
     num_skipped = len(dataset.records) - num_images
     return Loader(reader.train, _ENDLESS, num_images, num_skipped, config.data.num_workers, start_step)
@@ -210,8 +221,9 @@ def eval_loader(
 ) -> Loader:
     """Every image once, in a fixed order, resized as `config.model.preprocess` says; without ground truth.
 
-    Arguments as for `train_loader`. All hosts see the same number of batches; the last of a bucket is filled up with
-    images that are not valid. The buckets and the workers are `config.data`'s.
+    Arguments as for `train_loader`; of proposals, the best `config.data.num_proposals[1]` of an image are used. All
+    hosts see the same number of batches; the last of a bucket is filled up with images that are not valid. The buckets
+    and the workers are `config.data`'s.
 
     Raises:
         UserError: the batch does not divide over the hosts; later, from the loader: an image cannot be read.
@@ -221,14 +233,14 @@ def eval_loader(
     plan = sampling.EvalPlan(members, batch_size)
     rows = _rows(batch_size, process_index, process_count)
     _check_shared_memory(config.data, rows)
-    reader = _Reader(dataset, plan, config.data, rules, rows)
+    reader = _Reader(dataset, plan, config.data, rules, rows, num_proposals=_num_proposals(dataset, config, 1))
     return Loader(reader.evaluate, len(plan), len(dataset.records), num_workers=config.data.num_workers)
 
 
 def bucket_members(
     dataset: Dataset, config: ConfigDict, short_side: int, max_size: int, keep_empty: bool
 ) -> tuple[np.ndarray, ...]:
-    """The indices of the images of each bucket; with `keep_empty` False, only of images with an object to train on.
+    """The indices of the images of each bucket; with `keep_empty` False, only of those with something to train on.
 
     An image resized to `short_side` and at most `max_size` goes where it has to shrink least, then to the smallest such
     bucket, then to the first. Every record is looked at, except where there is one bucket and nothing to leave out.
@@ -239,7 +251,7 @@ def bucket_members(
     members = [[] for _ in buckets]
     for index in range(len(dataset.records)):
         record = dataset.records[index]
-        if not keep_empty and record.crowd.all():
+        if not keep_empty and not _teaches(record, config.data.keypoints):
             continue
         height, width = transforms.resized_shape(
             record.height, record.width, short_side, max_size, config.model.preprocess.rounding
@@ -249,9 +261,33 @@ def bucket_members(
     return tuple(np.array(indices, np.int64) for indices in members)
 
 
+def wanted(config: ConfigDict) -> str:
+    """What an image needs to be trained on, unless `config.data.keep_empty`."""
+    return "an object with a labelled keypoint" if config.data.keypoints else "an object to train on"
+
+
+def _teaches(record: Record, keypoints: bool) -> bool:
+    objects = ~record.crowd
+    if not keypoints:
+        return bool(objects.any())
+    # Detectron2's MIN_KEYPOINTS_PER_IMAGE of 1.
+    return record.keypoints is not None and bool((record.keypoints[objects, :, 2] > 0).any())
+
+
+def _num_proposals(dataset: Dataset, config: ConfigDict, place: int) -> int:
+    """How many proposals an image gets: 0 where the data set has none."""
+    if not len(dataset.records) or dataset.records[0].proposals is None:
+        return 0
+    num = config.data.num_proposals[place]
+    if num < 1:
+        raise UserError(f"config.data.num_proposals={tuple(config.data.num_proposals)}: give 1 or more for each")
+    return num
+
+
 def _as_dict(batch: Batch) -> dict:
     # Grain fills the tree with its own leaves on the way between processes, which a typed container need not take.
-    return {**vars(batch), "gt": None if batch.gt is None else vars(batch.gt)}
+    parts = {name: getattr(batch, name) for name in _PARTS}
+    return {**vars(batch), **{name: None if part is None else vars(part) for name, part in parts.items()}}
 
 
 def _rows(batch_size: int, process_index: int, process_count: int) -> slice:

@@ -57,6 +57,7 @@ class DrawnRecords(Sequence[Record]):
     noise: int
     empty_rate: float
     crowd_rate: float
+    num_classes: int
 
     def __len__(self) -> int:
         return self.num_images
@@ -105,21 +106,21 @@ class DrawnRecords(Sequence[Record]):
             radius = side * (low + (high - low) * rng.random() ** 2) / 2
             # A centre keeps half a radius from the border: of a shape cut in two the class can still be told.
             x, y = (radius / 2 + rng.random() * (extent - radius) for extent in (width, height))
-            objects.append(_random_object(rng, x, y, radius))
+            objects.append(_random_object(rng, x, y, radius, self.num_classes))
         if rng.random() < self.crowd_rate:
-            objects.append(_random_crowd(rng, height, width, radius=0.035 * side))
+            objects.append(_random_crowd(rng, height, width, 0.035 * side, self.num_classes))
         return objects
 
 
-def _random_object(rng: np.random.Generator, x: float, y: float, radius: float) -> _Object:
-    label = int(rng.integers(len(CATEGORIES)))
+def _random_object(rng: np.random.Generator, x: float, y: float, radius: float, num_classes: int) -> _Object:
+    label = int(rng.integers(num_classes))
     shape = drawing.stamp(CATEGORIES[label].name, x, y, radius, 0.7 + 0.3 * rng.random(), int(rng.integers(360)))
     return _Object(shape, label + 1, False)
 
 
-def _random_crowd(rng: np.random.Generator, height: int, width: int, radius: float) -> _Object:
+def _random_crowd(rng: np.random.Generator, height: int, width: int, radius: float, num_classes: int) -> _Object:
     """A dense field of tiny shapes of one class."""
-    label = int(rng.integers(len(CATEGORIES)))
+    label = int(rng.integers(num_classes))
     rows, columns = (int(n) for n in rng.integers(3, 6, 2))
     pitch = 2.4 * radius
     top, left = rng.random() * (height - rows * pitch), rng.random() * (width - columns * pitch)
@@ -183,6 +184,7 @@ def load(
     noise: int = 8,
     empty_rate: float = 0.02,
     crowd_rate: float = 0.03,
+    num_classes: int = len(CATEGORIES),
 ) -> Dataset:
     """A split of the drawn data set; nothing is drawn before it is asked for.
 
@@ -200,6 +202,7 @@ def load(
         noise: grey levels of sensor noise, 0 to 127.
         empty_rate: part of the images without any object.
         crowd_rate: part of the images with a crowd region.
+        num_classes: how many of the eight shapes there are, the first of `CATEGORIES`.
 
     Raises:
         UserError: an argument is out of its range.
@@ -207,7 +210,7 @@ def load(
     max_size = max_size or size
     records = DrawnRecords(
         split, num_images, seed, size, max_size, max_objects, scale,
-        min_visible, contrast, clutter, noise, empty_rate, crowd_rate,
+        min_visible, contrast, clutter, noise, empty_rate, crowd_rate, num_classes,
     )  # fmt: skip
     in_range = {
         "split": split in SPLITS,
@@ -223,12 +226,13 @@ def load(
         "noise": 0 <= noise <= 127,
         "empty_rate": 0 <= empty_rate <= 1,
         "crowd_rate": 0 <= crowd_rate <= 1,
+        "num_classes": 1 <= num_classes <= len(CATEGORIES),
     }
     for name, good in in_range.items():
         if not good:
             value = getattr(records, name)
             raise UserError(f"drawn shapes: {name}={value!r} is out of range; see mrcnn_jax.data.shapes.load")
-    return Dataset(categories=CATEGORIES, records=records, name=f"shapes_{split}")
+    return Dataset(categories=CATEGORIES[:num_classes], records=records, name=f"shapes_{split}")
 
 
 def write_coco(dataset: Dataset, out_dir: str | Path, split: str) -> None:

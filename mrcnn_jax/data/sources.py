@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from mrcnn_jax.data import coco, shapes, tfds_builders
+from mrcnn_jax.data import coco, proposals, shapes, tfds_builders
 from mrcnn_jax.data.dataset import Category, Dataset
 from mrcnn_jax.errors import UserError
 
@@ -13,14 +13,33 @@ from mrcnn_jax.errors import UserError
 def load(config: ConfigDict, split: str, categories: Sequence[Category] | None = None) -> tuple[Dataset, list[str]]:
     """The 'train' or 'val' data set of `config.data`, and what its reader has to tell, a line each.
 
-    `categories` are those of the training set: a validation file's are matched to them by name. Raises `UserError`
-    naming the config key where the data are not there.
+    `categories` are those of the training set: a validation file's are matched to them by name. For a model without an
+    RPN each record has proposals: those of the file that the config names or, without one, drawn for drawn shapes.
+
+    Raises:
+        UserError: names the config key where data or proposals are not there, or proposals would not be used.
     """
+    name = f"config.data.{split}_proposals"
+    path, has_rpn = config.data.get(f"{split}_proposals"), config.model.get("rpn") is not None
+    if path and has_rpn:
+        raise UserError(f"{name}={path} would not be used, since the model has an RPN: leave it empty")
+    if not path and not has_rpn and config.data.kind != "shapes":
+        raise UserError(f"the model has no RPN (config.model.rpn=None): name a file of proposals with --{name}=FILE")
+    dataset, lines = _annotated(config, split, categories)
+    if path:
+        found = proposals.read_proposals(Path(config.data.root).expanduser() / path)
+        dataset, more = proposals.attach_file(dataset, found)
+        return dataset, [*lines, *more]
+    return dataset if has_rpn else proposals.attach_drawn(dataset, config.seed), lines
+
+
+def _annotated(config: ConfigDict, split: str, categories: Sequence[Category] | None) -> tuple[Dataset, list[str]]:
     data = config.data
     if data.kind == "shapes":
         count = data.num_train if split == "train" else data.num_val
         look = {name: data[name] for name in ("min_visible", "contrast", "clutter")}
         look |= {"size": tuple(data.size), "scale": tuple(data.scale), "max_objects": data.drawn_objects}
+        look["num_classes"] = data.drawn_classes
         return shapes.load(split, count, seed=config.seed, **look), []
     if data.kind not in ("coco", "tfds"):
         raise UserError(f"config.data.kind='{data.kind}' is not known: use 'coco', 'tfds' or 'shapes'")

@@ -1,6 +1,6 @@
 """Geometry of one image on the host: resize, flip, crop, and the annotations that go with it.
 
-An `Example` passes through pure functions that return a new one. Boxes and keypoints move with the image.
+An `Example` passes through pure functions that return a new one. Boxes, proposals and keypoints move with the image.
 Segmentations do not: every transform here maps each axis by a scale and a shift, so the example carries that map, and
 `object_mask` samples the annotation as it stands, in the box as it was in the file.
 
@@ -9,6 +9,7 @@ so half a pixel is added on the way in, as Detectron2 does (torchvision does not
 x -> width - x for boxes and keypoints alike.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import cv2
@@ -19,13 +20,17 @@ from PIL import Image
 from mrcnn_jax.data.dataset import Category, Record
 from mrcnn_jax.data.object_masks import box_mask, visible_box
 from mrcnn_jax.errors import UserError
+from mrcnn_jax.types import Proposals
+
+# uint8, or float32 from 0 to 255 after a resize that does not round.
+Pixels = UInt8[np.ndarray, "_h _w 3"] | Float32[np.ndarray, "_h _w 3"]
 
 
 @dataclass(frozen=True)
 class Example:
     """An image on its way to the network, with its n objects in its own pixels."""
 
-    image: UInt8[np.ndarray, "h w 3"]
+    image: Pixels
     boxes: Float32[np.ndarray, "n 4"]
     classes: Int[np.ndarray, " n"]
     crowd: Bool[np.ndarray, " n"]
@@ -39,10 +44,16 @@ class Example:
     keypoints: Float32[np.ndarray, "n j 3"] | None = None
     # For each object, which keypoint takes whose place in a flip; None where each keeps its own.
     keypoint_flips: Int[np.ndarray, "n j"] | None = None
+    # They may reach over the border, or lie beyond it.
+    proposals: Proposals | None = None
 
 
-def load_example(record: Record, categories: tuple[Category, ...] = (), num_keypoints: int = 0) -> Example:
+def load_example(
+    record: Record, categories: tuple[Category, ...] = (), num_keypoints: int = 0, half_pixel: bool = True
+) -> Example:
     """Decodes a record; `num_keypoints` slots an object, of the most that a category has (0 leaves keypoints out).
+
+    `half_pixel` makes keypoints continuous; without it they stay COCO's indices of pixels, as torchvision takes them.
 
     Raises:
         UserError: the image cannot be read.
@@ -53,7 +64,7 @@ def load_example(record: Record, categories: tuple[Category, ...] = (), num_keyp
         keypoints = np.zeros((n, num_keypoints, 3), np.float32)
         if record.keypoints is not None:
             keypoints[:, : record.keypoints.shape[1]] = record.keypoints
-        keypoints[..., :2] += np.float32(0.5)
+        keypoints[..., :2] += np.float32(0.5 if half_pixel else 0.0)
         flips = np.tile(np.arange(num_keypoints), (n, 1))
         for row, label in enumerate(record.classes):
             flip_order = categories[int(label) - 1].flip
@@ -67,6 +78,7 @@ def load_example(record: Record, categories: tuple[Category, ...] = (), num_keyp
         source_size=(record.height, record.width),
         keypoints=keypoints,
         keypoint_flips=flips,
+        proposals=record.proposals,
     )
 
 
@@ -100,14 +112,14 @@ def fit_shape(shape: tuple[int, int], limit: tuple[int, int]) -> tuple[int, int]
     return height, width
 
 
-def resize(image: UInt8[np.ndarray, "h w 3"], shape: tuple[int, int], interpolation: str) -> UInt8[np.ndarray, "H W 3"]:
+def resize(image: Pixels, shape: tuple[int, int], interpolation: str) -> Pixels:
     """The image at `shape`, bilinear.
 
     `interpolation` is 'pil' (antialiased, Detectron2's), 'cv2' (OpenCV's fixed point; eight times as fast, without
-    antialiasing) or 'torchvision' (`resize_float` rounded to 8 bits).
+    antialiasing), which both round to uint8, or 'torchvision' (`resize_float`), which does not.
     """
     if interpolation == "torchvision":
-        return np.rint(resize_float(image, shape)).astype(np.uint8)
+        return resize_float(image, shape)
     if interpolation not in ("pil", "cv2"):
         raise UserError(
             f"model.preprocess.interpolation: {interpolation!r} is not known; use 'pil', 'cv2' or 'torchvision'"
@@ -130,23 +142,29 @@ def resize_float(image: np.ndarray, shape: tuple[int, int]) -> Float32[np.ndarra
 def resize_example(example: Example, shape: tuple[int, int], interpolation: str) -> Example:
     """The example with its image at `shape` (height, width)."""
     ratio = np.array([shape[1] / example.image.shape[1], shape[0] / example.image.shape[0]])
+    factor = np.tile(ratio, 2).astype(np.float32)
     keypoints = example.keypoints
     if keypoints is not None:
         keypoints = np.concatenate([keypoints[..., :2] * ratio.astype(np.float32), keypoints[..., 2:]], axis=-1)
     return replace(
         example,
         image=resize(example.image, shape, interpolation),
-        boxes=example.boxes * np.tile(ratio, 2).astype(np.float32),
+        boxes=example.boxes * factor,
         scale=_pair(ratio * example.scale),
         shift=_pair(ratio * example.shift),
         keypoints=keypoints,
+        proposals=_moved(example.proposals, lambda boxes: boxes * factor),
     )
 
 
 def flip_horizontal(example: Example) -> Example:
     """The mirror image; left and right keypoints change places."""
     width = np.float32(example.image.shape[1])
-    x1, y1, x2, y2 = example.boxes.T
+
+    def mirrored(boxes: np.ndarray) -> np.ndarray:
+        x1, y1, x2, y2 = boxes.T
+        return np.stack([width - x2, y1, width - x1, y2], axis=-1)
+
     keypoints = example.keypoints
     if keypoints is not None:
         if example.keypoint_flips is not None:
@@ -155,10 +173,11 @@ def flip_horizontal(example: Example) -> Example:
     return replace(
         example,
         image=cv2.flip(example.image, 1),
-        boxes=np.stack([width - x2, y1, width - x1, y2], axis=-1),
+        boxes=mirrored(example.boxes),
         scale=(-example.scale[0], example.scale[1]),
         shift=(float(width) - example.shift[0], example.shift[1]),
         keypoints=keypoints,
+        proposals=_moved(example.proposals, mirrored),
     )
 
 
@@ -166,7 +185,7 @@ def crop(example: Example, top: int, left: int, height: int, width: int) -> Exam
     """The window of the image, which must lie inside it, with what can be seen of each object.
 
     An object that is cut gets the bounding box of its visible part; where it has no segmentation, or is a crowd, its
-    box is cut. Objects of which nothing is left are dropped. Keypoints outside become unlabelled.
+    box is cut. Objects of which nothing is left are dropped. Keypoints outside become unlabelled. Proposals are moved.
     """
     offset = np.array([left, top], np.float32)
     limit = np.array([width, height], np.float32)
@@ -174,6 +193,7 @@ def crop(example: Example, top: int, left: int, height: int, width: int) -> Exam
         example,
         image=example.image[top : top + height, left : left + width],
         boxes=example.boxes - np.tile(offset, 2),
+        proposals=_moved(example.proposals, lambda boxes: boxes - np.tile(offset, 2)),
         shift=_pair(np.subtract(example.shift, offset)),
     )
     boxes = np.clip(moved.boxes, 0, np.tile(limit, 2)).astype(np.float32)
@@ -224,6 +244,10 @@ def object_mask(example: Example, row: int, size: int) -> Bool[np.ndarray, "m m"
     box = _to_file(example, example.boxes[row].astype(np.float64))
     mask = box_mask(example.segmentations[row], box, *example.source_size, size)
     return mask[:, ::-1] if example.scale[0] < 0 else mask
+
+
+def _moved(proposals: Proposals | None, move: Callable[[np.ndarray], np.ndarray]) -> Proposals | None:
+    return None if proposals is None else proposals.replace(boxes=move(proposals.boxes))
 
 
 def _to_file(example: Example, box: np.ndarray) -> np.ndarray:

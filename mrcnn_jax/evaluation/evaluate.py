@@ -11,10 +11,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from mrcnn_jax.conventions import Rule
 from mrcnn_jax.data.dataset import Dataset
 from mrcnn_jax.errors import UserError
 from mrcnn_jax.evaluation.coco_metrics import Backend, Kind, Metrics, score
-from mrcnn_jax.evaluation.paste import Rule
 from mrcnn_jax.evaluation.results import coco_results, rescale, write_json
 from mrcnn_jax.interruption import leave_to_main_process
 from mrcnn_jax.progress import Progress
@@ -52,7 +52,7 @@ def evaluate(
         batches: every image of `dataset` once; rows that are not `valid` are passed over.
         dataset: ground truth and categories.
         kinds: what to score.
-        paste_rule: whose rule makes pixels of masks.
+        paste_rule: whose rule makes pixels of masks, and rescales boxes.
 
     Returns:
         The metrics by kind, and all results as COCO has them, in the order of the data set's images.
@@ -74,6 +74,8 @@ def evaluate(
         """Fetches one batch from the device and hands its images on."""
         if "segm" not in kinds:
             detections = detections.replace(masks=None)
+        if "keypoints" not in kinds:
+            detections = detections.replace(keypoints=None)
         found = jax.device_get(detections)
         for row in np.flatnonzero(np.asarray(batch.valid)):
             image_id, original = int(batch.image_id[row]), np.asarray(batch.original_size[row]).tolist()

@@ -3,12 +3,10 @@
 NumPy only: worker processes import this file and little else.
 """
 
-from typing import Literal
-
 import numpy as np
 from jaxtyping import Bool, Float
 
-Rule = Literal["detectron2", "torchvision"]
+from mrcnn_jax.conventions import Rule
 
 
 def paste(

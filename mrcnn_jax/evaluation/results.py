@@ -3,9 +3,7 @@
 NumPy only: worker processes import this file and little else.
 """
 
-import contextlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +12,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from mrcnn_jax.errors import UserError
-from mrcnn_jax.evaluation.paste import Rule, encode_window, paste
+from mrcnn_jax.conventions import Rule
+from mrcnn_jax.evaluation.paste import encode_window, paste
+from mrcnn_jax.files import whole_file
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,8 @@ def rescale(
     """The valid detections of one image, from pixels of the resized to pixels of the original image.
 
     As Detectron2, boxes are clipped to the original image and those that become empty are dropped; with the rule
-    `torchvision`, as that library, neither is done (there the model clips before).
+    `torchvision`, as that library, neither is done (there the model clips before), and keypoints, which it has as
+    COCO's indices of pixels, get half a pixel.
 
     Args:
         detections: `Detections` of one image, as NumPy arrays.
@@ -56,6 +56,8 @@ def rescale(
     keypoints = None
     if detections.keypoints is not None:
         keypoints = np.asarray(detections.keypoints, np.float32)[rows] * np.append(ratio, np.float32(1))
+        if rule == "torchvision":
+            keypoints[..., :2] += np.float32(0.5)
     return ImageDetections(
         boxes=boxes,
         scores=np.asarray(detections.scores, np.float32)[rows],
@@ -116,22 +118,11 @@ def coco_results(
 
 
 def write_json(data: Any, path: Path) -> None:
-    """Writes a file that is either complete or not there: under another name first, then renamed.
+    """Writes a file that is either complete or not there.
 
     Raises:
         UserError: the file cannot be written; what was there before stays.
     """
     text = json.dumps(data)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        reason = error.strerror or error
-        raise UserError(f"{path}: cannot be written ({reason}): make room or choose another folder") from error
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")

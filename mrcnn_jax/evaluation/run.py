@@ -6,8 +6,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mrcnn_jax import distributed
+from mrcnn_jax.conventions import rule_of
 from mrcnn_jax.data import pipeline
 from mrcnn_jax.data.dataset import Dataset
+from mrcnn_jax.evaluation.coco_metrics import Kind
 from mrcnn_jax.evaluation.evaluate import evaluate
 from mrcnn_jax.models.rcnn import RCNN
 
@@ -24,7 +26,7 @@ class Evaluator:
         )
 
     def __call__(self, variables: dict, out_dir: Path | None = None) -> dict:
-        """`{'bbox': Metrics, 'segm': Metrics}` of `variables`; only the former of a model without masks.
+        """The `Metrics` of `variables` by kind: 'bbox', and 'segm' and 'keypoints' where the model has them.
 
         With `out_dir`, the predictions of each kind and metrics.json are written.
         """
@@ -35,13 +37,16 @@ class Evaluator:
 
         batch_size = -(-config.eval.batch_size // self._mesh.size) * self._mesh.size
         batches = pipeline.eval_loader(self._dataset, config, batch_size)
-        mask = config.model.get("mask")
-        masks = {} if mask is None else {"paste_rule": mask.paste}
         metrics, _ = evaluate(
-            detect, batches, self._dataset, kinds=("bbox", "segm") if masks else ("bbox",), **masks,
+            detect, batches, self._dataset, kinds=_kinds(config.model), paste_rule=rule_of(config.model),
             num_workers=config.eval.num_workers, out_dir=out_dir, progress=True, backend=config.eval.backend,
         )  # fmt: skip
         return metrics
+
+
+def _kinds(model: ConfigDict) -> tuple[Kind, ...]:
+    parts: dict[str, Kind] = {"mask": "segm", "keypoint": "keypoints"}
+    return ("bbox", *(kind for part, kind in parts.items() if model.get(part) is not None))
 
 
 def headline(metrics: dict) -> dict[str, float]:

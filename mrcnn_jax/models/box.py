@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Num
 
 from mrcnn_jax.ops import boxes as box_ops
 from mrcnn_jax.ops.losses import box_loss, softmax_cross_entropy
@@ -27,6 +27,8 @@ class BoxStage(nn.Module):
     head: nn.Module
     predictor: nn.Module
     size: int = 7
+    # From which IoU on a sample is positive.
+    iou: float = 0.5
     weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)
     beta: float = 0.0
     score_threshold: float = 0.05
@@ -52,15 +54,32 @@ class BoxStage(nn.Module):
         box = box_loss(deltas, targets, samples.positive, self.beta)
         return {"box_class": (classification, weight), "box_regression": (box, weight)}
 
-    def detect(self, out: BoxOutput, proposals: Proposals, size: Float[Array, " 2"]) -> Detections:
+    def refine(
+        self, out: BoxOutput, boxes: Float[Array, "r 4"], valid: Bool[Array, " r"], size: Num[Array, " 2"]
+    ) -> tuple[Float[Array, "r 4"], Bool[Array, " r"]]:
+        """The RoIs of the next stage of a cascade, without gradient: these moved by class-agnostic deltas and clipped.
+
+        Not valid are those that the clipping leaves empty.
+        """
+        deltas = jax.lax.stop_gradient(out.deltas[:, 0])
+        boxes = box_ops.clip(box_ops.decode(deltas, boxes, self.weights), size)
+        return boxes, valid & jnp.all(boxes[:, 2:] > boxes[:, :2], axis=-1)
+
+    def detect(
+        self,
+        probabilities: Float[Array, "r k1"],
+        deltas: Float[Array, "r k_or_1 4"],
+        rois: Proposals,
+        size: Float[Array, " 2"],
+    ) -> Detections:
         """Detections of ONE image: threshold, decode, clip, suppress a class at a time, keep the best."""
-        num_classes = out.logits.shape[-1] - 1
-        scores = jax.nn.softmax(out.logits, axis=-1)[:, 1:]
-        valid = proposals.valid[:, None] & (scores > self.score_threshold)
+        num_classes = probabilities.shape[-1] - 1
+        scores = probabilities[:, 1:]
+        valid = rois.valid[:, None] & (scores > self.score_threshold)
         num_candidates = min(self.num_candidates, scores.size)
         best, valid = top_k_valid(scores.reshape(-1), valid.reshape(-1), num_candidates)
         roi, classes = best // num_classes, best % num_classes + 1
-        boxes = box_ops.decode(_of_class(out.deltas[roi], classes), proposals.boxes[roi], self.weights)
+        boxes = box_ops.decode(_of_class(deltas[roi], classes), rois.boxes[roi], self.weights)
         boxes = box_ops.clip(boxes, size)
         sides = boxes[:, 2:] - boxes[:, :2]
         valid &= jnp.all(jnp.isfinite(boxes), axis=-1) & jnp.all(sides >= self.min_size, axis=-1)

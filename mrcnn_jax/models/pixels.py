@@ -1,10 +1,10 @@
-"""From uint8 pixels to what a backbone expects."""
+"""From pixels to what a backbone expects."""
 
 from dataclasses import dataclass
 
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Float32, Int, UInt8
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Pixels:
     dtype: str = "float32"
 
     def __call__(
-        self, image: UInt8[Array, "b h w 3"], size: Int[Array, "b 2"]
+        self, image: UInt8[Array, "b h w 3"] | Float32[Array, "b h w 3"], size: Int[Array, "b 2"]
     ) -> tuple[Float[Array, "b h w 3"], Int[Array, "b 2"] | None]:
         """The normalised images, zero beyond their size, and their canvases in pixels."""
         shape = jnp.array(image.shape[1:3], jnp.int32)

@@ -3,7 +3,9 @@
     image -> backbone -> FPN -> RPN -> proposals -> RoIAlign -> box stage            (Faster R-CNN)
                                                  -> RoIAlign -> mask, ... tasks      (Mask R-CNN)
 
-`losses` and `detect` are the two programs. A family member is this module with other parts.
+`losses` and `detect` are the two programs. A family member is this module with other parts: proposals that come with
+the batch instead of an RPN (Fast R-CNN); several box stages, each on the boxes of the one before (Cascade R-CNN); no
+FPN, and a stage of the backbone as the trunk that all RoIs pass (C4).
 """
 
 from collections.abc import Mapping
@@ -11,14 +13,16 @@ from collections.abc import Mapping
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import Array, vmap
+from jax import Array, lax, vmap
+from jaxtyping import Bool, Float
 
+from mrcnn_jax.errors import UserError
 from mrcnn_jax.models.box import BoxStage
 from mrcnn_jax.models.pixels import Pixels
 from mrcnn_jax.models.pool import Pooler
-from mrcnn_jax.models.rpn import RPN
-from mrcnn_jax.ops.sample import sample_rois
-from mrcnn_jax.types import Batch, Detections, Proposals, Pyramid, Samples
+from mrcnn_jax.models.rpn import RPN, RPNOutput
+from mrcnn_jax.ops.sample import label_rois, sample_rois
+from mrcnn_jax.types import Batch, Detections, GroundTruth, Proposals, Pyramid, Samples
 
 # {name: (total, weight)}: divide once, after the sums over images and devices.
 Losses = dict[str, tuple[Array, Array]]
@@ -29,78 +33,126 @@ class RCNN(nn.Module):
 
     pixels: Pixels
     backbone: nn.Module
-    fpn: nn.Module
-    rpn: RPN
+    # None: RoIs are read from the backbone's last map.
+    fpn: nn.Module | None
+    # None: proposals come with the batch.
+    rpn: RPN | None
     pooler: Pooler
-    box: BoxStage
+    # A network that every pooled RoI passes before the heads, once for all of them; or None.
+    trunk: nn.Module | None
+    box: tuple[BoxStage, ...]
     tasks: Mapping[str, nn.Module]
     num_samples: int = 512
     positive_fraction: float = 0.25
-    positive_iou: float = 0.5
 
     def losses(self, batch: Batch, key: Array | None) -> tuple[Losses, Losses]:
         """The loss terms of a batch and, in the same form, what is worth watching.
 
         Each image draws from `key` folded with its id, so its samples do not depend on the batch or device it is on.
         With `key` None the samplers take the first candidates, as the reference implementations do with a fixed
-        permutation.
+        permutation. Raises `UserError` where the ground truth or the proposals that the model needs are missing.
         """
         rpn_key, roi_key = (None, None) if key is None else jax.random.split(key)
         pyramid = self.features(batch, train=True)
-        out = self.rpn(pyramid, batch.image.shape[1:3])
-        losses = vmap(self.rpn.losses)(out, batch.gt, _per_image(rpn_key, batch))
-        proposals = self.propose(pyramid, out, batch, train=True)
-
+        losses = {}
+        if self.rpn is None:
+            proposals = _given(batch)
+        else:
+            out = self.rpn(pyramid, batch.image.shape[1:3])
+            losses = vmap(self.rpn.losses)(out, batch.gt, _per_image(rpn_key, batch))
+            proposals = self.propose(self.rpn, pyramid, out, batch, train=True)
         samples = vmap(self.sample)(_per_image(roi_key, batch), proposals, batch.gt)
-        box = self.read(self.box, pyramid, samples.boxes, samples.valid, train=True)
-        losses |= vmap(self.box.losses)(box, samples, batch.gt)
 
+        box_losses, regions, logits = self.box_losses(pyramid, samples, batch)
+        losses |= box_losses
         for task in self.tasks.values():
-            first = self.positives(samples, task.num_samples)
-            found = self.read(task, pyramid, first.boxes, first.positive, train=True)
-            losses |= vmap(task.losses)(found, first, batch.gt)
-        watched = vmap(_watch)(box.logits, samples, proposals)
+            positives = self.positives(samples, task.num_samples)
+            if self.trunk is None:
+                own = self.regions(task, pyramid, positives.boxes, positives.positive, train=True)
+            else:
+                own = regions[:, : positives.positive.shape[1]]
+            found = task(own, positives.positive, train=True)
+            losses |= vmap(task.losses)(found, positives, batch.gt)
+        watched = vmap(_watch)(logits, samples, proposals)
         if batch.num_dropped is not None:
             watched["dropped_objects"] = (batch.num_dropped.astype(jnp.float32), jnp.ones(batch.valid.shape))
         return _over_images(losses, batch.valid), _over_images(watched, batch.valid)
 
+    def box_losses(self, pyramid: Pyramid, samples: Samples, batch: Batch) -> tuple[Losses, Array, Array]:
+        """The losses of the box stages, and of the first one the RoI features and the logits.
+
+        A later stage trains on the boxes that the one before made of the same samples, labelled anew at its own IoU
+        (Cai & Vasconcelos, "Cascade R-CNN", 2018).
+        """
+        losses, rois, regions, logits = {}, samples, [], []
+        for i, stage in enumerate(self.box):
+            regions.append(self.regions(stage, pyramid, rois.boxes, rois.valid, train=True))
+            out = stage(_scale_gradient(regions[i], 1 / len(self.box)), rois.valid, train=True)
+            logits.append(out.logits)
+            suffix = f"_{i + 1}" if len(self.box) > 1 else ""
+            losses |= {f"{name}{suffix}": loss for name, loss in vmap(stage.losses)(out, rois, batch.gt).items()}
+            if i + 1 < len(self.box):
+                boxes, valid = vmap(stage.refine)(out, rois.boxes, rois.valid, batch.size)
+                rois = vmap(label_rois, (0, 0, 0, None))(boxes, valid, batch.gt, self.box[i + 1].iou)
+        return losses, regions[0], logits[0]
+
     def detect(self, batch: Batch) -> Detections:
-        """The best detections of each image, in pixels of the padded image."""
+        """The best detections of each image, in pixels of the padded image.
+
+        Raises `UserError` for a model without an RPN where the batch has no proposals.
+        """
         pyramid = self.features(batch, train=False)
-        out = self.rpn(pyramid, batch.image.shape[1:3])
-        proposals = self.propose(pyramid, out, batch, train=False)
-        box = self.read(self.box, pyramid, proposals.boxes, proposals.valid, train=False)
-        detections = vmap(self.box.detect)(box, proposals, batch.size.astype(jnp.float32))
+        if self.rpn is None:
+            rois = _given(batch)
+        else:
+            out = self.rpn(pyramid, batch.image.shape[1:3])
+            rois = self.propose(self.rpn, pyramid, out, batch, train=False)
+        probabilities = jnp.float32(0)
+        for i, stage in enumerate(self.box):
+            regions = self.regions(stage, pyramid, rois.boxes, rois.valid, train=False)
+            out = stage(regions, rois.valid, train=False)
+            probabilities = probabilities + jax.nn.softmax(out.logits, axis=-1) / len(self.box)
+            if i + 1 < len(self.box):
+                boxes, _ = vmap(stage.refine)(out, rois.boxes, rois.valid, batch.size)
+                rois = rois.replace(boxes=boxes)
+        detections = vmap(self.box[-1].detect)(probabilities, out.deltas, rois, batch.size.astype(jnp.float32))
         for task in self.tasks.values():
-            found = self.read(task, pyramid, detections.boxes, detections.valid, train=False)
-            detections = vmap(task.detect)(found, detections)
+            regions = self.regions(task, pyramid, detections.boxes, detections.valid, train=False)
+            detections = vmap(task.detect)(task(regions, detections.valid, train=False), detections)
         return detections
 
     def features(self, batch: Batch, *, train: bool) -> Pyramid:
-        """The feature pyramid of a batch of uint8 images."""
+        """The maps that RPN and heads read."""
         # A row without an image has no cell, so that no statistics see it.
         size = jnp.where(jnp.asarray(batch.valid)[:, None], jnp.asarray(batch.size), 0)
         image, canvas = self.pixels(jnp.asarray(batch.image), size)
-        return self.fpn(self.backbone(image, canvas, train), train)
+        maps = self.backbone(image, canvas, train)
+        return {max(maps): maps[max(maps)]} if self.fpn is None else self.fpn(maps, train)
 
-    def propose(self, pyramid: Pyramid, out, batch: Batch, *, train: bool) -> Proposals:
+    def propose(self, rpn: RPN, pyramid: Pyramid, out: RPNOutput, batch: Batch, *, train: bool) -> Proposals:
         """Proposals from the RPN's output."""
-        per_cell = len(self.rpn.ratios)
+        per_cell = len(rpn.ratios)
         sizes = [
             pyramid[level][0].shape[1] * pyramid[level][0].shape[2] * per_cell * len(scales)
-            for level, scales in zip(sorted(pyramid), self.rpn.sizes, strict=True)
+            for level, scales in zip(sorted(pyramid), rpn.sizes, strict=True)
         ]
         size = batch.size.astype(jnp.float32)
-        return vmap(lambda out, size: self.rpn.propose(out, size, sizes, train=train))(out, size)
+        return vmap(lambda out, size: rpn.propose(out, size, sizes, train=train))(out, size)
 
-    def read(self, part: nn.Module, pyramid: Pyramid, boxes: Array, valid: Array, *, train: bool):
-        """What a head says of the RoIs of a batch."""
-        return part(self.pooler(pyramid, boxes, valid, part.size), valid, train)
+    def regions(
+        self, part: nn.Module, pyramid: Pyramid, boxes: Float[Array, "b r 4"], valid: Bool[Array, "b r"], *, train: bool
+    ) -> Float[Array, "b r s s c"]:
+        """The features of RoIs, as large as `part`, a box stage or a task, reads them."""
+        pooled = self.pooler(pyramid, boxes, valid, part.size)
+        if self.trunk is None:
+            return pooled
+        out = self.trunk(pooled.reshape(-1, *pooled.shape[2:]), train, valid.reshape(-1))
+        return out.reshape(*valid.shape, *out.shape[1:])
 
-    def sample(self, key: Array | None, proposals: Proposals, gt) -> Samples:
+    def sample(self, key: Array | None, proposals: Proposals, gt: GroundTruth) -> Samples:
         """The RoIs of ONE image to train on, positives first."""
         return sample_rois(
-            key, proposals, gt, num=self.num_samples, positive_fraction=self.positive_fraction, iou=self.positive_iou
+            key, proposals, gt, num=self.num_samples, positive_fraction=self.positive_fraction, iou=self.box[0].iou
         )
 
     def positives(self, samples: Samples, limit: int) -> Samples:
@@ -111,10 +163,24 @@ class RCNN(nn.Module):
     def touch(self, batch: Batch) -> None:
         """Call every network once, so that `init` makes the parameters without compiling the geometry."""
         pyramid = self.features(batch, train=False)
-        self.rpn(pyramid, batch.image.shape[1:3])
+        if self.rpn is not None:
+            self.rpn(pyramid, batch.image.shape[1:3])
         channels = pyramid[min(pyramid)][0].shape[-1]
-        for part in (self.box, *self.tasks.values()):
-            part(jnp.zeros((1, 1, part.size, part.size, channels)), jnp.ones((1, 1), bool), train=False)
+        for part in (*self.box, *self.tasks.values()):
+            regions = jnp.zeros((1, part.size, part.size, channels))
+            regions = regions if self.trunk is None else self.trunk(regions, False)
+            part(regions[None], jnp.ones((1, 1), bool), train=False)
+
+
+def _given(batch: Batch) -> Proposals:
+    if batch.proposals is None:
+        raise UserError("this model finds no proposals of its own: give it some with the images")
+    return batch.proposals
+
+
+def _scale_gradient(x: Array, factor: float) -> Array:
+    """`x`, with its gradient times `factor`: the stages of a cascade share the backbone by equal parts."""
+    return x if factor == 1 else lax.stop_gradient(x) + factor * (x - lax.stop_gradient(x))
 
 
 def _per_image(key: Array | None, batch: Batch) -> Array | None:

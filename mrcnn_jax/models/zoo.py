@@ -1,21 +1,14 @@
-"""From a model config to a model, and the configs that have a name.
+"""The family as configs: plain functions that make a model config or change one, and the configs that have a name.
 
-A model config is a plain `ConfigDict` of values. Detectron2 and torchvision differ in two dozen of them: each
-convention is a function here, so that public weights of both run unchanged.
+A model config is a plain `ConfigDict` of values, from which `build` makes the network. Detectron2 and torchvision
+differ in two dozen of them: each convention is a function here, so that public weights of both run unchanged.
 """
+
+from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
 from mrcnn_jax.errors import UserError
-from mrcnn_jax.models.box import BoxStage
-from mrcnn_jax.models.mask import MaskTask
-from mrcnn_jax.models.pixels import Pixels
-from mrcnn_jax.models.pool import Pooler
-from mrcnn_jax.models.rcnn import RCNN
-from mrcnn_jax.models.rpn import RPN
-from mrcnn_jax.nn.fpn import FPN
-from mrcnn_jax.nn.heads import BoxHead, BoxPredictor, MaskHead, RPNHead
-from mrcnn_jax.nn.resnet import ResNet
 
 
 def mask_rcnn(depth: int = 50) -> ConfigDict:
@@ -29,8 +22,9 @@ def mask_rcnn(depth: int = 50) -> ConfigDict:
         "mean": (123.675, 116.28, 103.53), "std": (1.0, 1.0, 1.0), "bgr": True, "divisor": 32, "canvas": True,
     })  # fmt: skip
     config.backbone = ConfigDict({
-        "depth": depth, "width": 64, "norm": "frozen_bn", "norm_eps": 1e-5, "stride_in_1x1": depth > 34,
-        "frozen_stages": 2, "zero_init_residual": False, "remat": False,
+        "depth": depth, "width": 64, "num_stages": 4, "dilated": False, "groups": 1, "base_width": 64,
+        "norm": "frozen_bn", "norm_eps": 1e-5, "stride_in_1x1": depth > 34, "frozen_stages": 2,
+        "zero_init_residual": False, "remat": False,
     })  # fmt: skip
     config.fpn = ConfigDict({"channels": 256, "norm": ""})
     config.rpn = ConfigDict({
@@ -41,32 +35,116 @@ def mask_rcnn(depth: int = 50) -> ConfigDict:
         "min_size": 0.0,
     })  # fmt: skip
     config.roi = ConfigDict({
-        "num_samples": 512, "positive_fraction": 0.25, "iou": 0.5,
+        "num_samples": 512, "positive_fraction": 0.25, "levels": (2, 3, 4, 5),
         "aligned": True, "sampling_ratio": 0, "level_eps": 1e-8, "canonical_size": 224.0,
     })  # fmt: skip
     config.box = ConfigDict({
-        "num_convs": 0, "conv_dim": 256, "fc_dims": (1024, 1024), "norm": "", "class_agnostic": False, "size": 7,
-        "weights": (10.0, 10.0, 5.0, 5.0), "beta": 0.0, "score_threshold": 0.05, "nms_threshold": 0.5,
-        "max_detections": 100, "num_candidates": 2000, "min_size": 0.0,
+        "num_convs": 0, "conv_dim": 256, "fc_dims": (1024, 1024), "norm": "", "class_agnostic": False,
+        "background_output": False, "size": 7,
+        # One IoU and one row of weights for each stage: over one is a cascade.
+        "iou": (0.5,), "weights": ((10.0, 10.0, 5.0, 5.0),), "beta": 0.0,
+        "score_threshold": 0.05, "nms_threshold": 0.5, "max_detections": 100, "num_candidates": 2000, "min_size": 0.0,
     })  # fmt: skip
     config.mask = ConfigDict({
-        "num_convs": 4, "dim": 256, "norm": "", "class_agnostic": False, "size": 14, "num_samples": 128,
-        "soft_targets": False,
-        "paste": "detectron2",
+        "num_convs": 4, "dim": 256, "norm": "", "class_agnostic": False, "background_output": False, "size": 14,
+        "num_samples": 128, "soft_targets": False, "paste": "detectron2",
+    })  # fmt: skip
+    config.keypoint = None
+    return config
+
+
+def faster_rcnn(depth: int = 50) -> ConfigDict:
+    """Faster R-CNN: boxes alone."""
+    config = mask_rcnn(depth)
+    config.mask = None
+    return config
+
+
+def fast_rcnn(depth: int = 50) -> ConfigDict:
+    """Fast R-CNN: the proposals come with the images."""
+    config = faster_rcnn(depth)
+    config.rpn = None
+    return config
+
+
+def keypoint_rcnn(depth: int = 50) -> ConfigDict:
+    """Keypoint R-CNN: persons and their 17 joints."""
+    config = faster_rcnn(depth)
+    config.num_classes = 1
+    config.rpn.post_nms = (1500, 1000)
+    config.box.beta = 0.5
+    config.keypoint = ConfigDict({
+        "num_keypoints": 17, "conv_dims": (512,) * 8, "size": 14, "num_samples": 128, "score": "probability"
     })  # fmt: skip
     return config
 
 
-def detectron2(config: ConfigDict) -> ConfigDict:
-    """Detectron2's conventions, which are the defaults of `mask_rcnn`."""
+def cascade(config: ConfigDict) -> ConfigDict:
+    """Three box stages at rising IoU, their deltas the same for all classes (Cai & Vasconcelos, 2018)."""
+    config.rpn.post_nms = (2000, 1000)
+    config.box.update({
+        "class_agnostic": True, "iou": (0.5, 0.6, 0.7),
+        "weights": ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0)),
+    })  # fmt: skip
+    return config
+
+
+def c4(config: ConfigDict) -> ConfigDict:
+    """No pyramid: proposals and RoIs from res4, and res5 as the trunk of the heads (Ren et al., 2015)."""
+    config = _single_map(config, channels=1024)
+    config.backbone.num_stages = 3
+    config.box.update({"size": 14, "fc_dims": ()})
+    if config.mask is not None:
+        config.mask.num_convs = 0
+    return config
+
+
+def dc5(config: ConfigDict) -> ConfigDict:
+    """No pyramid: proposals and RoIs from a res5 whose convolutions are dilated so that it stays at stride 16."""
+    config = _single_map(config, channels=2048)
+    config.backbone.dilated = True
+    return config
+
+
+def _single_map(config: ConfigDict, channels: int) -> ConfigDict:
+    config.preprocess.divisor = 1
+    config.fpn = None
+    config.rpn.update({
+        "channels": channels, "sizes": ((32.0, 64.0, 128.0, 256.0, 512.0),), "pre_nms": (12000, 6000),
+        "post_nms": (2000, 1000),
+    })  # fmt: skip
+    config.roi.levels = (4,)
+    return config
+
+
+def resnext(config: ConfigDict) -> ConfigDict:
+    """ResNeXt 32 x 8d in place of the ResNet, as FAIR trained it."""
+    config.backbone.update({"groups": 32, "base_width": 8, "stride_in_1x1": False})
+    config.preprocess.std = (58.395, 57.12, 57.375)
+    return config
+
+
+def normalised(config: ConfigDict, norm: str) -> ConfigDict:
+    """A trained norm ('gn' or 'bn') in every part, and the box head of 4 convolutions and 1 FC (Wu & He, 2018)."""
+    config.backbone.norm = config.fpn.norm = config.box.norm = norm
+    config.box.update({"num_convs": 4, "fc_dims": (1024,)})
+    if config.mask is not None:
+        config.mask.norm = norm
+    return config
+
+
+def lsj(config: ConfigDict) -> ConfigDict:
+    """The network of the large-scale jitter baselines: synchronised BatchNorm and two convolutions in the RPN."""
+    config = normalised(config, "bn")
+    config.backbone.frozen_stages = 0
+    config.rpn.num_convs = 2
     return config
 
 
 def torchvision(config: ConfigDict) -> ConfigDict:
-    """torchvision's conventions: `maskrcnn_resnet50_fpn` (v1 weights also set `backbone.norm_eps` to 0)."""
+    """torchvision's conventions, as in `maskrcnn_resnet50_fpn`; `COCO_V1` weights also want `torchvision_v1`."""
     config.preprocess.update({
-        "rounding": "floor", "interpolation": "torchvision", "bgr": False,
-        "mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375),
+        "rounding": "floor", "interpolation": "torchvision", "bgr": False, "std": (58.395, 57.12, 57.375),
     })  # fmt: skip
     config.backbone.stride_in_1x1 = False
     config.rpn.update({
@@ -74,19 +152,72 @@ def torchvision(config: ConfigDict) -> ConfigDict:
         "min_size": 1e-3,
     })  # fmt: skip
     config.roi.update({"aligned": False, "sampling_ratio": 2, "level_eps": 1e-6})
-    config.box.update({"beta": 1 / 9, "min_size": 1e-2})
-    config.mask.update({"soft_targets": True, "paste": "torchvision"})
+    config.box.update({"beta": 1 / 9, "min_size": 1e-2, "background_output": True})
+    if config.mask is not None:
+        config.mask.update({"soft_targets": True, "paste": "torchvision", "background_output": True})
+    if config.keypoint is not None:
+        config.keypoint.update({"score": "logit"})
+    return config
+
+
+def torchvision_v1(config: ConfigDict) -> ConfigDict:
+    """With the eps of 0 that torchvision's published v1 detectors were trained with, and set when they are loaded."""
+    config = torchvision(config)
+    config.backbone.norm_eps = 0.0
+    return config
+
+
+def torchvision_v2(config: ConfigDict) -> ConfigDict:
+    """`maskrcnn_resnet50_fpn_v2` and `fasterrcnn_resnet50_fpn_v2` (Li et al., 2021): BatchNorm and deeper heads."""
+    config = normalised(torchvision(config), "bn")
+    config.rpn.num_convs = 2
     return config
 
 
 # The architectures that `create` and `--arch` know by name.
-NAMED = {
-    "mask_rcnn_r18_fpn": lambda: detectron2(mask_rcnn(18)),
-    "mask_rcnn_r34_fpn": lambda: detectron2(mask_rcnn(34)),
-    "mask_rcnn_r50_fpn": lambda: detectron2(mask_rcnn(50)),
-    "mask_rcnn_r101_fpn": lambda: detectron2(mask_rcnn(101)),
-    "torchvision_mask_rcnn_r50_fpn": lambda: torchvision(mask_rcnn(50)),
+NAMED: dict[str, Callable[[], ConfigDict]] = {
+    "fast_rcnn_r50_fpn": lambda: fast_rcnn(50),
+    "faster_rcnn_r50_fpn": lambda: faster_rcnn(50),
+    "faster_rcnn_r101_fpn": lambda: faster_rcnn(101),
+    "faster_rcnn_x101_fpn": lambda: resnext(faster_rcnn(101)),
+    "faster_rcnn_r50_c4": lambda: c4(faster_rcnn(50)),
+    "faster_rcnn_r101_c4": lambda: c4(faster_rcnn(101)),
+    "faster_rcnn_r50_dc5": lambda: dc5(faster_rcnn(50)),
+    "faster_rcnn_r101_dc5": lambda: dc5(faster_rcnn(101)),
+    "mask_rcnn_r18_fpn": lambda: mask_rcnn(18),
+    "mask_rcnn_r34_fpn": lambda: mask_rcnn(34),
+    "mask_rcnn_r50_fpn": lambda: mask_rcnn(50),
+    "mask_rcnn_r101_fpn": lambda: mask_rcnn(101),
+    "mask_rcnn_x101_fpn": lambda: resnext(mask_rcnn(101)),
+    "mask_rcnn_r50_c4": lambda: c4(mask_rcnn(50)),
+    "mask_rcnn_r101_c4": lambda: c4(mask_rcnn(101)),
+    "mask_rcnn_r50_dc5": lambda: dc5(mask_rcnn(50)),
+    "mask_rcnn_r101_dc5": lambda: dc5(mask_rcnn(101)),
+    "mask_rcnn_r50_fpn_gn": lambda: _strides_in_3x3(normalised(mask_rcnn(50), "gn")),
+    "mask_rcnn_r50_fpn_syncbn": lambda: normalised(mask_rcnn(50), "bn"),
+    "mask_rcnn_r50_fpn_lsj": lambda: lsj(mask_rcnn(50)),
+    "mask_rcnn_r101_fpn_lsj": lambda: lsj(mask_rcnn(101)),
+    "cascade_mask_rcnn_r50_fpn": lambda: cascade(mask_rcnn(50)),
+    "keypoint_rcnn_r50_fpn": lambda: keypoint_rcnn(50),
+    "keypoint_rcnn_r101_fpn": lambda: keypoint_rcnn(101),
+    "keypoint_rcnn_x101_fpn": lambda: resnext(keypoint_rcnn(101)),
+    "torchvision_faster_rcnn_r50_fpn": lambda: _coco_ids(torchvision_v1(faster_rcnn(50))),
+    "torchvision_mask_rcnn_r50_fpn": lambda: _coco_ids(torchvision_v1(mask_rcnn(50))),
+    "torchvision_keypoint_rcnn_r50_fpn": lambda: torchvision_v1(keypoint_rcnn(50)),
+    "torchvision_faster_rcnn_r50_fpn_v2": lambda: _coco_ids(torchvision_v2(faster_rcnn(50))),
+    "torchvision_mask_rcnn_r50_fpn_v2": lambda: _coco_ids(torchvision_v2(mask_rcnn(50))),
 }
+
+
+def _strides_in_3x3(config: ConfigDict) -> ConfigDict:
+    config.backbone.stride_in_1x1 = False
+    return config
+
+
+def _coco_ids(config: ConfigDict) -> ConfigDict:
+    """torchvision's COCO classes are the ids, 1 to 90: ten of them are no class, but take part in the softmax."""
+    config.num_classes = 90
+    return config
 
 
 def named(name: str) -> ConfigDict:
@@ -94,54 +225,6 @@ def named(name: str) -> ConfigDict:
     if name not in NAMED:
         raise UserError(f"no architecture named '{name}': choose one of {', '.join(NAMED)}")
     return NAMED[name]()
-
-
-def build(config: ConfigDict, axis_name: str | None = None) -> RCNN:
-    """The network that a model config describes.
-
-    `axis_name` is the mesh axis that synchronised BatchNorm reduces over.
-    """
-    c, dtype = config, config.dtype
-    common = {"dtype": dtype, "axis_name": axis_name}
-    preprocess = c.preprocess
-    tasks = {}
-    if c.get("mask") is not None:
-        head = MaskHead(
-            num_convs=c.mask.num_convs, dim=c.mask.dim, norm=c.mask.norm or None,
-            num_classes=1 if c.mask.class_agnostic else c.num_classes, **common,
-        )  # fmt: skip
-        tasks["mask"] = MaskTask(
-            head=head, size=c.mask.size, num_samples=c.mask.num_samples, soft_targets=c.mask.soft_targets
-        )
-    return RCNN(
-        pixels=Pixels(
-            mean=tuple(preprocess.mean), std=tuple(preprocess.std), bgr=preprocess.bgr, divisor=preprocess.divisor,
-            canvas=preprocess.canvas, dtype=dtype,
-        ),
-        backbone=ResNet(**c.backbone, **common),
-        fpn=FPN(channels=c.fpn.channels, norm=c.fpn.norm or None, **common),
-        rpn=RPN(
-            head=RPNHead(c.rpn.channels, c.rpn.num_convs, len(c.rpn.ratios) * len(c.rpn.sizes[0]), dtype),
-            **{key: value for key, value in c.rpn.items() if key not in ("channels", "num_convs")},
-        ),
-        pooler=Pooler(
-            aligned=c.roi.aligned, sampling_ratio=c.roi.sampling_ratio, level_eps=c.roi.level_eps,
-            canonical_size=c.roi.canonical_size,
-        ),
-        box=BoxStage(
-            head=BoxHead(
-                num_convs=c.box.num_convs, conv_dim=c.box.conv_dim, fc_dims=tuple(c.box.fc_dims),
-                norm=c.box.norm or None, **common,
-            ),
-            predictor=BoxPredictor(num_classes=c.num_classes, class_agnostic=c.box.class_agnostic, dtype=dtype),
-            **{key: c.box[key] for key in (
-                "size", "weights", "beta", "score_threshold", "nms_threshold", "max_detections", "num_candidates",
-                "min_size",
-            )},
-        ),
-        tasks=tasks,
-        num_samples=c.roi.num_samples, positive_fraction=c.roi.positive_fraction, positive_iou=c.roi.iou,
-    )  # fmt: skip
 
 
 def frozen_prefixes(config: ConfigDict) -> tuple[str, ...]:

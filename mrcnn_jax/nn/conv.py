@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.nn.initializers import Initializer
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 # He's initialisation by fan-out, as both reference libraries start convolutions that feed a ReLU ("c2_msra").
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -19,7 +19,7 @@ xavier_fan_in = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
 
 
 class Conv(nn.Module):
-    """A convolution padded by half its kernel on every side, as PyTorch's `padding=k // 2`.
+    """A convolution padded by half its kernel's reach on every side, as PyTorch's `padding=dilation * (k // 2)`.
 
     Flax's 'SAME' pads a stride-2 layer at the bottom and right alone, which would shift every pretrained feature.
     Parameters: `kernel` [k k in/groups out] and `bias` [out], float32; the product is taken in `dtype`.
@@ -29,6 +29,7 @@ class Conv(nn.Module):
     kernel_size: int
     stride: int = 1
     groups: int = 1
+    dilation: int = 1
     use_bias: bool = False
     dtype: str = "float32"
     kernel_init: Initializer = he_normal
@@ -37,7 +38,7 @@ class Conv(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
         k = self.kernel_size
         kernel = self.param("kernel", self.kernel_init, (k, k, x.shape[-1] // self.groups, self.features))
-        x = conv(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.groups)
+        x = conv(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.groups, self.dilation)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
             x = x + bias.astype(self.dtype)[None, None, None]
@@ -45,30 +46,32 @@ class Conv(nn.Module):
 
 
 def conv(
-    x: Float[Array, "b h w c"], kernel: Float[Array, "k k cg c2"], stride: int = 1, groups: int = 1
+    x: Float[Array, "b h w c"], kernel: Float[Array, "k k cg c2"], stride: int = 1, groups: int = 1, dilation: int = 1
 ) -> Float[Array, "b h2 w2 c2"]:
-    """The convolution itself, zero-padded by k // 2."""
+    """The convolution itself, zero-padded by `dilation * (k // 2)`."""
     _, _, c, features = kernel.shape
     if kernel.shape[0] == 1 and groups == 1:
         # A 1 x 1 convolution is a matrix product, and as one its gradients are 1.4 to 3 times as fast on a CPU.
         x = x[:, ::stride, ::stride]
         return lax.dot(x.reshape(-1, c), kernel[0, 0]).reshape(*x.shape[:3], features)
-    cells = x.shape[0] * x.shape[1] * x.shape[2]
-    if kernel.shape[0] == 3 and stride == groups == 1:
+    # These two differ in their gradients alone. An exported program, whose batch may be of any size, has none.
+    if kernel.shape[0] == 3 and stride == groups == dilation == 1 and isinstance(x.shape[0], int):
+        cells = x.shape[0] * x.shape[1] * x.shape[2]
         if min(c, features) >= 128 and cells >= 8192:
             return _wide_conv(x, kernel)
         if min(c, features) >= 256 and cells <= 256:
             return _deep_conv(x, kernel)
-    return _conv(x, kernel, stride, groups)
+    return _conv(x, kernel, stride, groups, dilation)
 
 
-def _conv(x: Array, kernel: Array, stride: int, groups: int) -> Array:
-    pad = kernel.shape[0] // 2
+def _conv(x: Array, kernel: Array, stride: int = 1, groups: int = 1, dilation: int = 1) -> Array:
+    pad = dilation * (kernel.shape[0] // 2)
     return lax.conv_general_dilated(
         x,
         kernel,
         (stride, stride),
         ((pad, pad), (pad, pad)),
+        rhs_dilation=(dilation, dilation),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,
     )
@@ -81,16 +84,16 @@ def _wide_conv(x: Array, kernel: Array) -> Array:
     XLA's own falls off a cliff there where channels and maps are both large: 1.7 to 5 times slower at 256 channels on
     2 x 80 x 112 cells or on 64 RoIs. On smaller ones it is the faster.
     """
-    return _conv(x, kernel, 1, 1)
+    return _conv(x, kernel)
 
 
 def _forward_keeping_both(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _conv(x, kernel, 1, 1), (x, kernel)
+    return _conv(x, kernel), (x, kernel)
 
 
 def _wide_conv_backward(residuals: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     x, kernel = residuals
-    (to_x,) = jax.linear_transpose(lambda x: _conv(x, kernel, 1, 1), x)(g)
+    (to_x,) = jax.linear_transpose(lambda x: _conv(x, kernel), x)(g)
     return to_x, lax.platform_dependent(x, g, cpu=_nine_products, default=_weight_gradient)
 
 
@@ -99,7 +102,7 @@ _wide_conv.defvjp(_forward_keeping_both, _wide_conv_backward)
 
 def _weight_gradient(x: Array, g: Array) -> Array:
     kernel = jax.ShapeDtypeStruct((3, 3, x.shape[-1], g.shape[-1]), x.dtype)
-    return jax.linear_transpose(lambda kernel: _conv(x, kernel, 1, 1), kernel)(g)[0]
+    return jax.linear_transpose(lambda kernel: _conv(x, kernel), kernel)(g)[0]
 
 
 def _nine_products(x: Array, g: Array) -> Array:
@@ -117,7 +120,7 @@ def _deep_conv(x: Array, kernel: Array) -> Array:
 
     XLA turns the whole kernel around in memory first, which costs it several times the products.
     """
-    return _conv(x, kernel, 1, 1)
+    return _conv(x, kernel)
 
 
 def _deep_conv_backward(residuals: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
@@ -127,7 +130,7 @@ def _deep_conv_backward(residuals: tuple[Array, Array], g: Array) -> tuple[Array
         return _spread(kernel, g), _nine_products(x, g)
 
     def elsewhere(x: Array, kernel: Array, g: Array) -> tuple[Array, Array]:
-        return jax.vjp(lambda x, kernel: _conv(x, kernel, 1, 1), x, kernel)[1](g)
+        return jax.vjp(lambda x, kernel: _conv(x, kernel), x, kernel)[1](g)
 
     return lax.platform_dependent(x, kernel, g, cpu=on_cpu, default=elsewhere)
 
@@ -181,3 +184,10 @@ def within(x: Float[Array, "b h w c"], extent: Int[Array, "b 2"] | None) -> Floa
 def halve(extent: Int[Array, "b 2"] | None) -> Int[Array, "b 2"] | None:
     """The extent after a layer of stride 2: half of it, rounded up."""
     return None if extent is None else (extent + 1) // 2
+
+
+def cells_of(x: Float[Array, "n h w c"], valid: Bool[Array, " n"] | None) -> Int[Array, "n 2"] | None:
+    """The extents of RoI features: all of the map, or none of it for an RoI that does not exist, which no statistics
+    then see. None for None, which is all RoIs.
+    """
+    return None if valid is None else jnp.where(valid[:, None], jnp.array(x.shape[1:3])[None], 0)

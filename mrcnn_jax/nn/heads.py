@@ -4,11 +4,12 @@ Features may be bfloat16; the last layer of every head, and with it logits and d
 """
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float
 
-from mrcnn_jax.nn.conv import Conv, he_normal, within, xavier_fan_in
+from mrcnn_jax.nn.conv import Conv, cells_of, he_normal, within, xavier_fan_in
 from mrcnn_jax.nn.norm import norm
 from mrcnn_jax.types import Pyramid
 
@@ -50,7 +51,8 @@ class RPNHead(nn.Module):
 class BoxHead(nn.Module):
     """RoI features to a vector: 2 FC, or with `num_convs=4, fc_dims=(1024,)` the 4 conv + 1 FC of Wu & He (2018).
 
-    Names: conv1, norm1, ..., fc1, ... The first FC reads its input in the order row, column, channel.
+    Without FC it is the mean over the cells (C4). Names: conv1, norm1, ..., fc1, ... The first FC reads its input in
+    the order row, column, channel.
     """
 
     num_convs: int = 0
@@ -66,37 +68,44 @@ class BoxHead(nn.Module):
     ) -> Float[Array, "n f"]:
         """`valid` tells which RoIs exist, for the statistics of a synchronised BatchNorm; None is all."""
         x = _convs(x, self.num_convs, self.conv_dim, self.norm, self.dtype, self.axis_name, train, valid)
-        x = x.reshape(x.shape[0], -1)
+        x = x.reshape(x.shape[0], -1) if self.fc_dims else x.mean((1, 2))
         for i, features in enumerate(self.fc_dims, start=1):
             x = nn.relu(nn.Dense(features, dtype=self.dtype, kernel_init=xavier_fan_in, name=f"fc{i}")(x))
         return x
 
 
 class BoxPredictor(nn.Module):
-    """Class logits (column 0 is background) and box deltas, a class or one for all. Names: cls_score, bbox_pred."""
+    """Class logits (column 0 is background) and box deltas, a class or one for all. Names: cls_score, bbox_pred.
+
+    With `background_output`, as torchvision, `bbox_pred` has deltas for the background in front, which nobody reads.
+    """
 
     num_classes: int
     class_agnostic: bool = False
+    background_output: bool = False
     dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x: Float[Array, "n f"]) -> tuple[Float[Array, "n k1"], Float[Array, "n k_or_1 4"]]:
         x = x.astype(jnp.float32)
-        boxes = 1 if self.class_agnostic else self.num_classes
+        unread = 1 if self.background_output else 0
+        boxes = unread + (1 if self.class_agnostic else self.num_classes)
         logits = nn.Dense(self.num_classes + 1, kernel_init=_normal(0.01), name="cls_score")(x)
         deltas = nn.Dense(4 * boxes, kernel_init=_normal(0.001), name="bbox_pred")(x)
-        return logits, deltas.reshape(-1, boxes, 4)
+        return logits, deltas.reshape(-1, boxes, 4)[:, unread:]
 
 
 class MaskHead(nn.Module):
     """RoI features to one mask a class at twice the side: convolutions, 2 x 2 deconvolution, 1 x 1 predictor.
 
-    `num_classes=1` is the class-agnostic head. Names: conv1, norm1, ..., deconv, predictor.
+    `num_classes=1` is the class-agnostic head. With `background_output`, as torchvision, `predictor` has a mask for the
+    background in front, which nobody reads. Names: conv1, norm1, ..., deconv, predictor.
     """
 
     num_convs: int = 4
     dim: int = 256
     num_classes: int = 80
+    background_output: bool = False
     norm: str | None = None
     dtype: str = "float32"
     axis_name: str | None = None
@@ -110,9 +119,11 @@ class MaskHead(nn.Module):
         x = nn.relu(Deconv(self.dim, dtype=self.dtype, name="deconv")(x))
         # The predictor looks at one cell at a time: apply it before the cells are put in place, on fewer channels.
         n, h, w = x.shape[:3]
-        predictor = Conv(self.num_classes, 1, use_bias=True, kernel_init=_normal(0.001), name="predictor")
-        logits = predictor(x.reshape(n, h, 4 * w, self.dim))
-        return depth_to_space(logits.reshape(n, h, w, 2, 2, self.num_classes))
+        unread = 1 if self.background_output else 0
+        outputs = unread + self.num_classes
+        predictor = Conv(outputs, 1, use_bias=True, kernel_init=_normal(0.001), name="predictor")
+        logits = predictor(x.reshape(n, h, 4 * w, self.dim)).reshape(n, h, w, 2, 2, outputs)
+        return depth_to_space(logits[..., unread:])
 
 
 class Deconv(nn.Module):
@@ -152,9 +163,62 @@ def _convs(
     valid: Bool[Array, " n"] | None,
 ) -> Float[Array, "n h w c2"]:
     """The row of 3 x 3 convolutions, each with its norm and ReLU, that box and mask head begin with."""
-    # An RoI that is not valid is a map without a cell: no statistics see it.
-    extent = None if valid is None else jnp.where(valid[:, None], jnp.array(x.shape[1:3])[None], 0)
+    extent = cells_of(x, valid)
     for i in range(1, num + 1):
         x = Conv(dim, 3, use_bias=not kind, dtype=dtype, name=f"conv{i}")(x)
         x = nn.relu(norm(kind, name=f"norm{i}", dtype=dtype, axis_name=axis_name)(x, extent, train))
     return x
+
+
+class KeypointHead(nn.Module):
+    """RoI features to one heatmap a keypoint at four times the side (Mask R-CNN, section 5).
+
+    Convolutions, a 4 x 4 transposed convolution of stride 2, which predicts, and bilinear interpolation to twice its
+    result. Names: conv1, ..., score_lowres.
+    """
+
+    conv_dims: tuple[int, ...] = (512,) * 8
+    num_keypoints: int = 17
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "n s s c"], train: bool, valid: Bool[Array, " n"] | None = None
+    ) -> Float[Array, "n m m j"]:
+        """Without norms, neither `train` nor which RoIs exist makes a difference."""
+        del train, valid
+        for i, dim in enumerate(self.conv_dims, start=1):
+            x = nn.relu(Conv(dim, 3, use_bias=True, dtype=self.dtype, name=f"conv{i}")(x))
+        x = UpConv(self.num_keypoints, name="score_lowres")(x.astype(jnp.float32))
+        n, h, w, j = x.shape
+        # At the borders this repeats the outermost cells, as torch's `interpolate` with `align_corners=False`.
+        return jax.image.resize(x, (n, 2 * h, 2 * w, j), "bilinear")
+
+
+class UpConv(nn.Module):
+    """A 4 x 4 transposed convolution of stride 2, cut to twice the side, as PyTorch's with `padding=1`.
+
+    `kernel` is [4 4 in out] and `bias` [out]. PyTorch's ConvTranspose2d weight [in out 4 4], transposed to (2, 3, 0,
+    1), is this kernel, without the flip that Flax's ConvTranspose needs.
+    """
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c2"]:
+        # What PyTorch calls the fan-out of its weight is the fan-in of this one.
+        initial = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+        kernel = self.param("kernel", initial, (4, 4, x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+        n, h, w, c = x.shape
+        # What each cell adds to 4 x 4 cells of the result: 2 x 2 squares of four, put in place two cells apart. As one
+        # matrix product its gradient is ten times as fast on a CPU as that of XLA's transposed convolution.
+        squares = x.reshape(-1, c) @ kernel.transpose(2, 0, 1, 3).reshape(c, -1)
+        squares = squares.reshape(n, h, w, 2, 2, 2, 2, self.features)
+        ends = (0, 2), (2, 0)
+        parts = [
+            jnp.pad(depth_to_space(squares[:, :, :, i, :, j]), ((0, 0), ends[i], ends[j], (0, 0)))
+            for i in range(2)
+            for j in range(2)
+        ]
+        return sum(parts[1:], parts[0])[:, 1:-1, 1:-1] + bias[None, None, None]

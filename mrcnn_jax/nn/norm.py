@@ -69,7 +69,7 @@ class BatchNorm(nn.Module):
 
     In training, the statistics are those of all cells inside the extents, on all devices of `axis_name`; the running
     ones in `batch_stats` move towards them by `1 - momentum` where that collection is mutable. As in PyTorch, the
-    running variance is the unbiased one. In evaluation the running ones are used.
+    running variance is the unbiased one, and `num_batches` counts. In evaluation the running ones are used.
     """
 
     eps: float = 1e-5
@@ -84,6 +84,7 @@ class BatchNorm(nn.Module):
         scale, bias = self.param("scale", self.scale_init, (c,)), self.param("bias", ZEROS, (c,))
         running_mean = self.variable("batch_stats", "mean", lambda: jnp.zeros(c))
         running_var = self.variable("batch_stats", "var", lambda: jnp.ones(c))
+        num_batches = self.variable("batch_stats", "num_batches", lambda: jnp.zeros((), jnp.int32))
         if train:
             x = within(x, extent)
             count, mean, squares = self._over_devices(*_moments(x, extent))
@@ -92,6 +93,7 @@ class BatchNorm(nn.Module):
                 unbiased = squares / jnp.maximum(count - 1.0, 1.0)
                 running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
                 running_var.value = self.momentum * running_var.value + (1 - self.momentum) * unbiased
+                num_batches.value = num_batches.value + 1
         else:
             mean, var = running_mean.value, running_var.value
         weight = scale * lax.rsqrt(var + self.eps)

@@ -1,13 +1,14 @@
-"""ResNet (He et al., 2016) and ResNeXt (Xie et al., 2017) as the trunk of a feature pyramid."""
+"""ResNet (He et al., 2016) and ResNeXt (Xie et al., 2017) as the trunk of a detector."""
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 from jax import Array, lax
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
-from mrcnn_jax.nn.conv import Conv, halve, max_pool, within
+from mrcnn_jax.nn.conv import Conv, cells_of, halve, max_pool, within
 from mrcnn_jax.nn.norm import norm
 from mrcnn_jax.types import Pyramid
 
@@ -15,17 +16,21 @@ Layer = Callable[..., nn.Module]
 
 
 class ResNet(nn.Module):
-    """Four residual stages over a stride-4 stem; the maps of the stages, at strides 4 to 32, are its output.
+    """Residual stages over a stride-4 stem; the maps of the stages, at strides 4 to 32, are its output.
 
-    Depth 18, 34, 50 or 101; 10 has one basic block a stage, for tiny runs. `stride_in_1x1` strides in a bottleneck's
-    first convolution, as Microsoft's original weights do, instead of its 3 x 3. The first `frozen_stages` of (stem,
-    res2, ..., res5) run with constant normalisation and pass no gradient; that their parameters also stay as they are
-    is the optimiser's part (weight decay would shrink them). Names: stem/conv1, stem/norm, res2_0/conv1, res2_0/norm1,
-    ..., res2_0/shortcut, res2_0/shortcut_norm.
+    Depth 18, 34, 50, 101 or 152; 10 has one basic block a stage, for tiny runs. `stride_in_1x1` strides in a
+    bottleneck's first convolution, as Microsoft's original weights do, instead of its 3 x 3. The first `frozen_stages`
+    of (stem, res2, ..., res5) run with constant normalisation and pass no gradient; that their parameters also stay as
+    they are is the optimiser's part (weight decay would shrink them). Names: stem/conv1, stem/norm, res2_0/conv1,
+    res2_0/norm1, ..., res2_0/shortcut, res2_0/shortcut_norm.
     """
 
     depth: int = 50
     width: int = 64
+    # 4 ends with res5; 3 with res4, where res5 is the common head of all RoIs (C4, `Res5`).
+    num_stages: int = 4
+    # Keep res5 at stride 16, its 3 x 3 convolutions reading every second cell (DC5).
+    dilated: bool = False
     norm: str | None = "frozen_bn"
     norm_eps: float = 1e-5
     stride_in_1x1: bool = False
@@ -44,35 +49,82 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w 3"], extent: Int[Array, "b 2"] | None, train: bool) -> Pyramid:
-        """Maps by level, 2 to 5, from normalised pixels; what they hold beyond `extent` is not read."""
-        block, counts = _depth(self.depth)
-        layers = {
-            "conv": partial(Conv, use_bias=not self.norm, dtype=self.dtype),
-            "norm": partial(norm, self.norm, eps=self.norm_eps, axis_name=self.axis_name, dtype=self.dtype),
-        }
+        """Maps by level, 2 to 5, from normalised pixels; what they hold beyond `extent` is not read.
+
+        A dilated res5 takes the place of res4, whose stride it has.
+        """
+        layers = _layers(self)
         trained = train and self.frozen_stages < 1
         x, extent = Stem(self.width, self.deep_stem, **layers, name="stem")(within(x, extent), extent, trained)
         x = x if self.frozen_stages < 1 else lax.stop_gradient(x)
 
-        block = nn.remat(block, static_argnums=(3,)) if self.remat else block
         maps = {}
-        for stage, count in enumerate(counts):
-            level, planes = stage + 2, self.width * 2**stage
-            trained = train and self.frozen_stages < level
-            for i in range(count):
-                x, extent = block(
-                    planes=planes,
-                    inner=planes * self.base_width // 64 * self.groups,
-                    stride=2 if stage > 0 and i == 0 else 1,
-                    groups=self.groups,
-                    stride_in_1x1=self.stride_in_1x1,
-                    last_scale_init=nn.initializers.constant(0.0 if self.zero_init_residual else 1.0),
-                    **layers,
-                    name=f"res{level}_{i}",
-                )(x, extent, trained)
-            x = x if self.frozen_stages < level else lax.stop_gradient(x)
-            maps[level] = (x, extent)
+        for stage in range(2, 2 + self.num_stages):
+            dilated = self.dilated and stage == 5
+            trained = train and self.frozen_stages < stage
+            for block in _blocks(self, stage, 1 if stage == 2 or dilated else 2, 2 if dilated else 1, layers):
+                x, extent = block(x, extent, trained)
+            x = x if self.frozen_stages < stage else lax.stop_gradient(x)
+            maps[4 if dilated else stage] = (x, extent)
         return maps
+
+
+class Res5(nn.Module):
+    """The last stage as the common head of all RoIs of a C4 model: [n s s c] to half the side.
+
+    Fields as in `ResNet`. Names: res5_0/conv1, ...
+    """
+
+    depth: int = 50
+    width: int = 64
+    norm: str | None = "frozen_bn"
+    norm_eps: float = 1e-5
+    stride_in_1x1: bool = False
+    groups: int = 1
+    base_width: int = 64
+    zero_init_residual: bool = False
+    remat: bool = False
+    dtype: str = "float32"
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "n s s c"], train: bool, valid: Bool[Array, " n"] | None = None
+    ) -> Float[Array, "n s2 s2 c2"]:
+        """`valid` tells which RoIs exist, for the statistics of a synchronised BatchNorm; None is all."""
+        extent = cells_of(x, valid)
+        for block in _blocks(self, 5, 2, 1, _layers(self)):
+            x, extent = block(x, extent, train)
+        return x
+
+
+def _layers(net: Any) -> dict[str, Callable]:
+    """The convolution and the norm of a network's blocks."""
+    return {
+        "conv": partial(Conv, use_bias=not net.norm, dtype=net.dtype),
+        "norm": partial(norm, net.norm, eps=net.norm_eps, axis_name=net.axis_name, dtype=net.dtype),
+    }
+
+
+def _blocks(net: Any, stage: int, stride: int, dilation: int, layers: dict[str, Callable]) -> list[nn.Module]:
+    """The blocks of a stage, named res{stage}_0, ..., inside the network that calls this."""
+    block, counts = _depth(net.depth)
+    block = nn.remat(block, static_argnums=(3,)) if net.remat else block
+    planes = net.width * 2 ** (stage - 2)
+    return [
+        block(
+            planes=planes,
+            inner=planes * net.base_width // 64 * net.groups,
+            stride=stride if i == 0 else 1,
+            dilation=dilation,
+            groups=net.groups,
+            stride_in_1x1=net.stride_in_1x1,
+            last_scale_init=nn.initializers.constant(0.0 if net.zero_init_residual else 1.0),
+            **layers,
+            name=f"res{stage}_{i}",
+        )
+        for i in range(counts[stage - 2])
+    ]
 
 
 class Stem(nn.Module):
@@ -97,11 +149,12 @@ class Stem(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3 x 3 convolutions and a shortcut: ResNet-18 and -34. `inner` and `stride_in_1x1` belong to bottlenecks."""
+    """Two 3 x 3 convolutions and a shortcut: ResNet-18 and -34. What it does not read belongs to bottlenecks."""
 
     planes: int
     inner: int
     stride: int
+    dilation: int
     groups: int
     stride_in_1x1: bool
     last_scale_init: Callable
@@ -127,6 +180,7 @@ class Bottleneck(nn.Module):
     planes: int
     inner: int
     stride: int
+    dilation: int
     groups: int
     stride_in_1x1: bool
     last_scale_init: Callable
@@ -140,7 +194,7 @@ class Bottleneck(nn.Module):
         middle = after if self.stride_in_1x1 else extent
         y = self.conv(self.inner, 1, first, name="conv1")(x)
         y = within(nn.relu(self.norm(name="norm1")(y, middle, train)), middle)
-        y = self.conv(self.inner, 3, second, groups=self.groups, name="conv2")(y)
+        y = self.conv(self.inner, 3, second, groups=self.groups, dilation=self.dilation, name="conv2")(y)
         y = nn.relu(self.norm(name="norm2")(y, after, train))
         y = self.conv(4 * self.planes, 1, name="conv3")(y)
         y = self.norm(name="norm3", scale_init=self.last_scale_init)(y, after, train)
@@ -163,4 +217,6 @@ def _depth(depth: int) -> tuple[type[nn.Module], tuple[int, int, int, int]]:
             return Bottleneck, (3, 4, 6, 3)
         case 101:
             return Bottleneck, (3, 4, 23, 3)
-    raise ValueError(f"no ResNet of depth {depth}: there are 10, 18, 34, 50 and 101")
+        case 152:
+            return Bottleneck, (3, 8, 36, 3)
+    raise ValueError(f"no ResNet of depth {depth}: there are 10, 18, 34, 50, 101 and 152")

@@ -63,5 +63,17 @@ def mask_loss(
     return jnp.where(where, loss, 0.0).sum(), _count(where)
 
 
+def keypoint_loss(
+    logits: Float[Array, "s j m m"], cells: Int[Array, "s j"], where: Bool[Array, "s j"]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Sum over the chosen keypoints of the cross-entropy of their m * m cells, and how many keypoints they are.
+
+    Total over weight is the loss of both reference libraries (Mask R-CNN, section 5), in Detectron2 the one normalised
+    by visible keypoints, its default.
+    """
+    s, j, m, _ = logits.shape
+    return softmax_cross_entropy(logits.reshape(s * j, m * m), cells.reshape(s * j), where.reshape(s * j))
+
+
 def _count(mask: Bool[Array, " n"]) -> Float[Array, ""]:
     return mask.sum().astype(jnp.float32)

@@ -81,6 +81,25 @@ def sample_rois(
     )
 
 
+def label_rois(
+    boxes: Float[Array, "s 4"], valid: Bool[Array, " s"], gt: GroundTruth, iou: float | int, crowd_ignore: float = 0.5
+) -> Samples:
+    """All of these boxes as samples, in the order given: positive at IoU `iou` and over, else background.
+
+    What a later stage of a cascade trains on. A box that lies in a crowd region is not valid.
+    """
+    boxes = lax.stop_gradient(boxes)
+    matches = match(boxes, gt, high=iou, low=iou, low_quality=False, boxes_valid=valid, crowd_ignore=crowd_ignore)
+    taken, index = matches.positive | matches.negative, jnp.where(matches.positive, matches.gt, 0)
+    return Samples(
+        boxes=jnp.where(taken[:, None], boxes, 0.0),
+        gt=index,
+        classes=jnp.where(matches.positive, jnp.take(gt.classes, index), 0),
+        positive=matches.positive,
+        valid=taken,
+    )
+
+
 def _ranks(key: Key[Array, ""] | None, n: int) -> Float[Array, " n"]:
     """Random numbers in [0, 1); equal ones without a key, since `top_k` puts the lower index first.
 

@@ -1,0 +1,42 @@
+"""`mrcnn import`."""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from mrcnn_jax.checkpoints.importing import convert
+from mrcnn_jax.checkpoints.metadata import describe
+from mrcnn_jax.checkpoints.state import save_params
+from mrcnn_jax.checkpoints.weight_files import read_weights
+from mrcnn_jax.config_files import parse_overrides
+from mrcnn_jax.data.published_classes import published_classes
+from mrcnn_jax.errors import UserError
+from mrcnn_jax.models import zoo
+
+
+def run(file: Path, arch: str | None, out: Path, allow_partial: bool, overrides: list[str]) -> None:
+    """Turn weights of torchvision or Detectron2 into a checkpoint, and say what became of every array.
+
+    Args:
+        file: .pth, .pkl, .safetensors or .npz.
+        arch: a named architecture; by default it is recognised.
+        out: the folder to write; it must not exist.
+        allow_partial: whether arrays may be missing or left over.
+        overrides: `key=value`, keys of the model's config.
+
+    Raises:
+        UserError: the file cannot be used, or the folder cannot be written. Nothing is written then.
+    """
+    if out.exists():
+        raise UserError(f"{out} exists already: choose another --out, or delete it")
+    model = zoo.named(arch) if arch else None
+    weights = convert(
+        read_weights(file), str(file), model=model, backbone_of=model, overrides=parse_overrides(overrides),
+        allow_partial=allow_partial,
+    )  # fmt: skip
+    print("\n".join(weights.report))
+    variables = weights.variables()
+    categories = weights.categories or published_classes(weights.config.num_classes)
+    config = ConfigDict({"name": file.stem, "model": weights.config})
+    save_params(out, variables["params"], variables["batch_stats"], describe(config, categories))
+    print(f"saved: {out}. See it work: mrcnn predict --checkpoint={out} IMAGE --out=DIR")
