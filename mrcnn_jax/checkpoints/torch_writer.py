@@ -15,7 +15,7 @@ def write_torch(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes float32 and int64 arrays so that `torch.load(path, weights_only=True)` gives a dict of tensors."""
     tensors = {key: _tensor(array, str(number)) for number, (key, array) in enumerate(arrays.items())}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr("archive/data.pkl", b"".join(write_pickle(tensors)))
+        archive.writestr("archive/data.pkl", b"".join(write_pickle(tensors, protocol=2)))
         archive.writestr("archive/byteorder", "little")
         for number, array in enumerate(arrays.values()):
             archive.writestr(f"archive/data/{number}", array.astype(array.dtype.newbyteorder("<")).tobytes())

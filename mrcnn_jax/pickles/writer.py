@@ -37,9 +37,12 @@ class Persistent:
     id: tuple
 
 
-def write_pickle(value: Any) -> Iterator[bytes]:
-    """The pickle (protocol 3) of containers, numbers, texts, bytes, NumPy arrays and the classes above, in pieces."""
-    yield pickle.PROTO + b"\x03"
+def write_pickle(value: Any, protocol: int = 3) -> Iterator[bytes]:
+    """The pickle of containers, numbers, texts, bytes, NumPy arrays and the classes above, in pieces.
+
+    Without bytes or arrays it is one of protocol 2 too, and may say so.
+    """
+    yield pickle.PROTO + bytes([protocol])
     yield from _write(value)
     yield pickle.STOP
 
