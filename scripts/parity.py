@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mrcnn_jax.checkpoints.importing import Weights, convert
-from mrcnn_jax.checkpoints.names import entries
+from mrcnn_jax.checkpoints.names import entries, flatten
 from mrcnn_jax.checkpoints.weight_files import WeightFile
 from mrcnn_jax.conventions import rule_of
 from mrcnn_jax.data.transforms import resize, resize_float, resized_shape
@@ -229,9 +229,7 @@ def training(imported: Weights, images: list[np.ndarray], reference, name: str) 
         expected = float(reference[f"loss.{_LOSSES[library](ours, len(imported.config.box.iou))}"])
         worst["loss"] = max(worst["loss"], abs(float(value) - expected) / abs(expected))
     norms = dict(zip(reference["grad.names"].tolist(), reference["grad.norms"].tolist(), strict=True))
-    leaves = {
-        "params/" + "/".join(p.key for p in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(gradient)
-    }
+    leaves = flatten({"params": gradient})
     for entry in entries(imported.config, library):
         if entry.key in norms and not entry.key.endswith("score_lowres.bias"):
             ours = float(np.linalg.norm(leaves[entry.path].astype(np.float64)))

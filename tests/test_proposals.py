@@ -10,7 +10,6 @@ from pathlib import Path
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import test_evaluate
@@ -323,14 +322,7 @@ def variables(model):
 
 @pytest.fixture(scope="module")
 def loss_and_gradient(model):
-    def total(params, stats, batch):
-        (losses, _), _ = model.apply(
-            {"params": params, "batch_stats": stats}, batch, KEY, method="losses", mutable=["batch_stats"]
-        )
-        return sum(total / jnp.maximum(weight, 1.0) for total, weight in losses.values()), losses
-
-    grad = jax.jit(jax.value_and_grad(total, has_aux=True))
-    return lambda variables, batch: jax.device_get(grad(variables["params"], variables.get("batch_stats", {}), batch))
+    return tiny.loss_and_gradient(model, KEY)
 
 
 @pytest.fixture(scope="module")

@@ -28,23 +28,13 @@ def variables(model):
 
 
 @pytest.fixture(scope="module")
-def loss_and_gradient(model):
-    def total(params, stats, batch):
-        (losses, _), _ = model.apply(
-            {"params": params, "batch_stats": stats}, batch, KEY, method="losses", mutable=["batch_stats"]
-        )
-        return sum(total / jnp.maximum(weight, 1.0) for total, weight in losses.values()), losses
-
-    return jax.jit(jax.value_and_grad(total, has_aux=True))
+def run(model):
+    return tiny.loss_and_gradient(model, KEY)
 
 
 @pytest.fixture(scope="module")
 def detect(model):
     return jax.jit(lambda variables, batch: model.apply(variables, batch, method="detect"))
-
-
-def run(loss_and_gradient, variables, batch):
-    return jax.device_get(loss_and_gradient(variables["params"], variables.get("batch_stats", {}), batch))
 
 
 def pad_rows(gt, value):
@@ -60,15 +50,15 @@ def pad_rows(gt, value):
 
 
 @pytest.mark.parametrize("value", [7.0, 1e6, np.nan])
-def test_invalid_rows_leave_losses_and_gradients_bit_identical(loss_and_gradient, variables, value):
+def test_invalid_rows_leave_losses_and_gradients_bit_identical(run, variables, value):
     batch = tiny.batch()
-    expected = run(loss_and_gradient, variables, batch)
-    poisoned = run(loss_and_gradient, variables, batch.replace(gt=pad_rows(batch.gt, value)))
+    expected = run(variables, batch)
+    poisoned = run(variables, batch.replace(gt=pad_rows(batch.gt, value)))
     chex.assert_trees_all_equal(poisoned, expected)
 
 
-def test_losses_are_finite_and_learnable(loss_and_gradient, variables):
-    (total, losses), grads = run(loss_and_gradient, variables, tiny.batch())
+def test_losses_are_finite_and_learnable(run, variables):
+    (total, losses), grads = run(variables, tiny.batch())
     assert np.isfinite(total)
     assert set(losses) == {"rpn_objectness", "rpn_box", "box_class", "box_regression", "mask"}
     assert all(weight > 0 for _, weight in losses.values())
@@ -76,24 +66,24 @@ def test_losses_are_finite_and_learnable(loss_and_gradient, variables):
     assert without_gradient == []
 
 
-def test_a_mask_branch_without_masks_is_told(loss_and_gradient, variables):
+def test_a_mask_branch_without_masks_is_told(run, variables):
     batch = tiny.batch()
     with pytest.raises(UserError, match=r"set config\.data\.mask_size"):
-        run(loss_and_gradient, variables, batch.replace(gt=batch.gt.replace(masks=None, has_mask=None)))
+        run(variables, batch.replace(gt=batch.gt.replace(masks=None, has_mask=None)))
 
 
-def test_an_image_without_objects_trains_on_background(loss_and_gradient, variables):
-    (_, losses), grads = run(loss_and_gradient, variables, tiny.batch(num_objects=0))
+def test_an_image_without_objects_trains_on_background(run, variables):
+    (_, losses), grads = run(variables, tiny.batch(num_objects=0))
     assert losses["mask"] == (0, 0)
     assert losses["rpn_box"][0] == losses["box_regression"][0] == 0
     assert losses["box_class"][0] > 0
     assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(grads))
 
 
-def test_padding_images_do_not_count(loss_and_gradient, variables):
+def test_padding_images_do_not_count(run, variables):
     batch = tiny.batch(num_images=4)
-    alone = run(loss_and_gradient, variables, jax.tree.map(lambda x: x[:2], batch))
-    padded = run(loss_and_gradient, variables, batch.replace(valid=np.array([True, True, False, False])))
+    alone = run(variables, jax.tree.map(lambda x: x[:2], batch))
+    padded = run(variables, batch.replace(valid=np.array([True, True, False, False])))
     chex.assert_trees_all_close(padded, alone, rtol=1e-4, atol=2e-5)
 
 

@@ -1,6 +1,7 @@
 """A model small enough to compile in seconds, and batches for it."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -81,3 +82,16 @@ def batch(
         gt=ground_truth(rng, num_images, num_slots, num_objects, side),
         num_dropped=np.zeros(num_images, np.int32),
     )
+
+
+def loss_and_gradient(model: RCNN, key: jax.Array):
+    """A compiled function of variables and a batch: the sum of the mean losses, the losses, and the gradient."""
+
+    def total(params, stats, batch):
+        (losses, _), _ = model.apply(
+            {"params": params, "batch_stats": stats}, batch, key, method="losses", mutable=["batch_stats"]
+        )
+        return sum(total / jnp.maximum(weight, 1.0) for total, weight in losses.values()), losses
+
+    grad = jax.jit(jax.value_and_grad(total, has_aux=True))
+    return lambda variables, batch: jax.device_get(grad(variables["params"], variables.get("batch_stats", {}), batch))

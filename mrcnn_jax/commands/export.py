@@ -35,7 +35,9 @@ def run(checkpoint: Path, kind: str, out: Path, image_size: tuple[int, int] | No
         notes = exporting.export_detectron2(out, model.params, model.config)
     elif kind == "stablehlo":
         export_stablehlo(out, model.params, model.config, height=height, width=width, batch_size=batch_size)
-        notes = ["it runs where only jax and flatbuffers are installed; docs/export.md has the ten lines that it takes"]
+        notes = [
+            "it runs where only jax and flatbuffers are installed; docs/checkpoints.md has the ten lines that it takes"
+        ]
     else:
         notes = exporting.export_safetensors(out, model.params, model.config, model.categories)
     for note in notes:

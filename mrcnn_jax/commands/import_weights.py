@@ -4,10 +4,9 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from mrcnn_jax.checkpoints.importing import convert
+from mrcnn_jax.checkpoints.importing import import_weights
 from mrcnn_jax.checkpoints.metadata import describe
 from mrcnn_jax.checkpoints.state import save_params
-from mrcnn_jax.checkpoints.weight_files import read_weights
 from mrcnn_jax.config_files import parse_overrides
 from mrcnn_jax.data.published_classes import published_classes
 from mrcnn_jax.errors import UserError
@@ -30,10 +29,8 @@ def run(file: Path, arch: str | None, out: Path, allow_partial: bool, overrides:
     if out.exists():
         raise UserError(f"{out} exists already: choose another --out, or delete it")
     model = zoo.named(arch) if arch else None
-    weights = convert(
-        read_weights(file), str(file), model=model, backbone_of=model, overrides=parse_overrides(overrides),
-        allow_partial=allow_partial,
-    )  # fmt: skip
+    changes = parse_overrides(overrides)
+    weights = import_weights(file, model=model, backbone_of=model, overrides=changes, allow_partial=allow_partial)
     print("\n".join(weights.report))
     variables = weights.variables()
     categories = weights.categories or published_classes(weights.config.num_classes)

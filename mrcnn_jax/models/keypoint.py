@@ -6,6 +6,7 @@ from jax import Array
 from jaxtyping import Bool, Float
 
 from mrcnn_jax.errors import UserError
+from mrcnn_jax.models.pool import over_rois
 from mrcnn_jax.ops.keypoints import Score, decode, heatmap_targets
 from mrcnn_jax.ops.losses import keypoint_loss
 from mrcnn_jax.types import Detections, GroundTruth, Samples
@@ -25,9 +26,7 @@ class KeypointTask(nn.Module):
         self, rois: Float[Array, "b r s s c"], valid: Bool[Array, "b r"], train: bool
     ) -> Float[Array, "b r m m j"]:
         """Heatmap logits of pooled RoIs; `valid` tells a synchronised BatchNorm which of them exist."""
-        b, r = valid.shape
-        logits = self.head(rois.reshape(b * r, *rois.shape[2:]), train, valid.reshape(-1))
-        return logits.reshape(b, r, *logits.shape[1:])
+        return over_rois(self.head, rois, valid, train)
 
     def losses(
         self, logits: Float[Array, "s m m j"], samples: Samples, gt: GroundTruth

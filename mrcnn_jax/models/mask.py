@@ -7,6 +7,7 @@ from jax import Array
 from jaxtyping import Bool, Float
 
 from mrcnn_jax.errors import UserError
+from mrcnn_jax.models.pool import over_rois
 from mrcnn_jax.ops.losses import mask_loss
 from mrcnn_jax.ops.masks import crop_targets, select_class
 from mrcnn_jax.types import Detections, GroundTruth, Samples
@@ -26,9 +27,7 @@ class MaskTask(nn.Module):
         self, rois: Float[Array, "b r s s c"], valid: Bool[Array, "b r"], train: bool
     ) -> Float[Array, "b r m m k"]:
         """Mask logits of pooled RoIs; `valid` tells a synchronised BatchNorm which of them exist."""
-        b, r = valid.shape
-        logits = self.head(rois.reshape(b * r, *rois.shape[2:]), train, valid.reshape(-1))
-        return logits.reshape(b, r, *logits.shape[1:])
+        return over_rois(self.head, rois, valid, train)
 
     def losses(
         self, logits: Float[Array, "s m m k"], samples: Samples, gt: GroundTruth

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -44,3 +45,14 @@ class Pooler:
     def _assign(self, boxes: Float[Array, "r 4"]) -> Int[Array, " r"]:
         low, high = self.levels[0], self.levels[-1]
         return assign_levels(boxes, low, high, canonical_size=self.canonical_size, eps=self.level_eps) - low
+
+
+def over_rois(
+    network: nn.Module, rois: Float[Array, "b r s s c"], valid: Bool[Array, "b r"], train: bool
+) -> Float[Array, "b r ..."]:
+    """What a network of RoI features [n s s c] says of the RoIs of a batch.
+
+    `valid` tells a synchronised BatchNorm which of them exist.
+    """
+    out = network(rois.reshape(-1, *rois.shape[2:]), train, valid.reshape(-1))
+    return out.reshape(*valid.shape, *out.shape[1:])

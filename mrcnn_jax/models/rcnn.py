@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from mrcnn_jax.errors import UserError
 from mrcnn_jax.models.box import BoxStage
 from mrcnn_jax.models.pixels import Pixels
-from mrcnn_jax.models.pool import Pooler
+from mrcnn_jax.models.pool import Pooler, over_rois
 from mrcnn_jax.models.rpn import RPN, RPNOutput
 from mrcnn_jax.ops.sample import label_rois, sample_rois
 from mrcnn_jax.types import Batch, Detections, GroundTruth, Proposals, Pyramid, Samples
@@ -144,10 +144,7 @@ class RCNN(nn.Module):
     ) -> Float[Array, "b r s s c"]:
         """The features of RoIs, as large as `part`, a box stage or a task, reads them."""
         pooled = self.pooler(pyramid, boxes, valid, part.size)
-        if self.trunk is None:
-            return pooled
-        out = self.trunk(pooled.reshape(-1, *pooled.shape[2:]), train, valid.reshape(-1))
-        return out.reshape(*valid.shape, *out.shape[1:])
+        return pooled if self.trunk is None else over_rois(self.trunk, pooled, valid, train)
 
     def sample(self, key: Array | None, proposals: Proposals, gt: GroundTruth) -> Samples:
         """The RoIs of ONE image to train on, positives first."""
