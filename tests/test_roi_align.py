@@ -229,6 +229,22 @@ def test_poisoned_rows_are_zero_and_leave_the_others_alone(ratio, implementation
     np.testing.assert_array_equal(pooled[np.nan][0][kept], clean[kept])
 
 
+@pytest.mark.parametrize("ratio", [0, 2])
+def test_only_samples_with_a_weight_are_scattered(ratio):
+    """Also for speed: on a GPU rows that all add to the same cell wait for each other, be it zeros that they add."""
+    pyramid, extents, boxes, levels = example()
+    boxes = boxes.at[jnp.asarray([2, 8])].set(0.0 if ratio == 0 else jnp.nan)
+
+    def transposed(cotangent):
+        run = partial(pool, sampling_ratio=ratio, implementation="gather")
+        return jax.vjp(lambda pyramid: run(pyramid, extents, boxes, levels), pyramid)[1](cotangent)[0]
+
+    cotangent = jnp.asarray(np.random.default_rng(1).standard_normal((9, 7, 7, 3)), jnp.float32)
+    clean, poisoned = transposed(cotangent), transposed(cotangent.at[jnp.asarray([2, 8])].set(jnp.nan))
+    jax.tree.map(np.testing.assert_array_equal, poisoned, clean)
+    assert any(np.any(features) for features in clean)
+
+
 def test_batch_equals_one_image_at_a_time():
     """With very different numbers of samples an image."""
     pyramid, extents, boxes, levels = example(batch=(3,))
