@@ -52,14 +52,21 @@ class Detector:
         self._detect = distributed.data_parallel(
             lambda variables, batch: model.apply(variables, batch, method="detect"), mesh, batch_outputs=True
         )
+        self._lowered: dict[str, jax.stages.Lowered] = {}
         self._programs: dict[str, jax.stages.Compiled] = {}
 
     def program(self, part: str) -> jax.stages.Compiled:
         """The program of 'train' or 'inference', compiled when first asked for."""
         if part not in self._programs:
             jitted, state = (self._train, self.state) if part == "train" else (self._detect, self.variables)
-            self._programs[part] = jitted.lower(state, self.batch).compile()
+            self._lowered[part] = jitted.lower(state, self.batch)
+            self._programs[part] = self._lowered[part].compile()
         return self._programs[part]
+
+    def flops(self, part: str) -> float:
+        """Operations of a program on one device, before compilation: afterwards those in libraries are not counted."""
+        self.program(part)
+        return (self._lowered[part].cost_analysis() or {}).get("flops", 0.0)
 
     def train(self, steps: int) -> None:
         program = self.program("train")

@@ -154,17 +154,16 @@ def _networks(report: Report, settings: Settings, parts: list[str], repeats: int
             rois = " and ".join(f"its {head} head {number:.0f}" for head, number in peer.rois.items())
             report.note(f"{part}: of RoIs an image torchvision gave {rois}")
         for name, detector in detectors.items():
-            _cost(report, settings, part, name, detector.program(part), seconds[name])
+            _cost(report, settings, part, name, detector, seconds[name])
 
 
-def _cost(report: Report, settings: Settings, part: str, name: str, program: jax.stages.Compiled, seconds: list[float]):
+def _cost(report: Report, settings: Settings, part: str, name: str, detector: Detector, seconds: list[float]) -> None:
     """What the compiler says of a program: its memory on a device and its arithmetic, with the share of the peak."""
-    memory, device = program.memory_analysis(), jax.devices()[0]
+    memory, device = detector.program(part).memory_analysis(), jax.devices()[0]
     if memory is not None:
         size = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
         report.add("memory", f"{part}, {name}, on a device", "MiB", [(size - memory.alias_size_in_bytes) / 2**20])
-    flops = (program.cost_analysis() or {}).get("flops", 0.0)
-    if flops:
+    if flops := detector.flops(part):
         report.add(part, f"{name}, arithmetic", "GFLOP an image", [flops * jax.device_count() / settings.batch / 1e9])
         report.add(part, f"{name}, arithmetic on a device", "GFLOP/s", [flops / s / 1e9 for s in seconds])
         if peak := PEAK_FLOPS.get(device.device_kind, {}).get(settings.precision):

@@ -98,7 +98,7 @@ def test_programs_run_and_their_cost_is_told(report, monkeypatch):
     assert found["rss"] > 50
     for part in ("train", "inference"):
         getattr(detector, part)(2)
-        benchmark_main._cost(report, settings, part, "tiny", detector.program(part), [1.0])
+        benchmark_main._cost(report, settings, part, "tiny", detector, [1.0])
     assert int(detector.state.step) == 3
     assert bool(detector.state.finite)
     assert [f.unit for f in report.figures] == ["MiB", "GFLOP an image", "GFLOP/s"] * 2

@@ -11,6 +11,8 @@ from jaxtyping import Bool, Float, Int
 from mrcnn_jax.ops.roi_align import assign_levels, roi_align
 from mrcnn_jax.types import Pyramid
 
+_NOWHERE = 1e6
+
 
 @dataclass(frozen=True)
 class Pooler:
@@ -25,13 +27,14 @@ class Pooler:
     def __call__(
         self, pyramid: Pyramid, boxes: Float[Array, "b r 4"], valid: Bool[Array, "b r"], size: int
     ) -> Float[Array, "b r s s c"]:
-        """Pool every RoI of a batch to size x size; a row that is not valid gives numbers without a meaning."""
+        """Pool every RoI of a batch to size x size; a row that is not valid gives zeros."""
         maps = [pyramid[level][0] for level in self.levels]
         extents = [pyramid[level][1] for level in self.levels]
         if extents[0] is None:
             extents = [jnp.broadcast_to(jnp.array(m.shape[1:3], jnp.int32), (m.shape[0], 2)) for m in maps]
         extents = jnp.stack(extents, axis=1)
-        boxes = jnp.where(valid[..., None], boxes, 0.0)
+        # So far outside that RoIAlign takes no sample. A box of zeros would be made a cell wide if not aligned.
+        boxes = jnp.where(valid[..., None], boxes, _NOWHERE)
         strides = [2**level for level in self.levels]
 
         def one_image(maps, extents, boxes):
