@@ -59,7 +59,9 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
         return 0
 
     if options.command == "import":
-        command("import_weights")(options.file, options.arch, options.out, options.allow_partial, options.model)
+        command("import_weights")(
+            options.file, options.arch, options.out, options.allow_partial, options.classes, options.model
+        )
         return 0
     if options.command == "export":
         command("export")(options.checkpoint, options.format, options.out, options.image_size, options.batch_size)
@@ -140,6 +142,9 @@ def _parser() -> argparse.ArgumentParser:
     importing.add_argument("file", type=Path, metavar="FILE", help=".pth, .pkl, .safetensors or .npz")
     importing.add_argument("--arch", metavar="NAME", help="the architecture; by default it is recognised")
     importing.add_argument("--out", type=Path, required=True, metavar="DIR", help="the checkpoint to write")
+    importing.add_argument(
+        "--classes", metavar="NAME,...", help="their names in order, or the COCO .json that was trained on"
+    )
     importing.add_argument(
         "--allow-partial", action="store_true", help="take what fits, though arrays are missing or left over"
     )

@@ -41,20 +41,22 @@ def main() -> None:
     for name, value in report.header.items():
         print(f"# {name}: {value}")
     start = time.perf_counter()
-    if "ops" in options.parts:
-        benchmark_ops.ops(report, options.repeats)
-    if "data" in options.parts:
-        benchmark_host.data(report, options.repeats)
-    if "evaluation" in options.parts:
-        benchmark_host.evaluation(report, options.repeats, num_images=5000)
-    if "compile" in options.parts:
-        _cold_starts(report, settings, options.compile_repeats)
     networks = [part for part in ("train", "inference") if part in options.parts]
-    if networks:
-        _networks(report, settings, networks, options.repeats)
-    report.note(f"finished in {time.perf_counter() - start:.0f} s")
-    if options.json:
-        report.write(options.json)
+    parts = {
+        "ops": lambda: benchmark_ops.ops(report, options.repeats),
+        "data": lambda: benchmark_host.data(report, options.repeats),
+        "evaluation": lambda: benchmark_host.evaluation(report, options.repeats, num_images=5000),
+        "compile": lambda: _cold_starts(report, settings, options.compile_repeats),
+        "networks": lambda: _networks(report, settings, networks, options.repeats),
+    }
+    chosen = {*options.parts, *(["networks"] if networks else [])}
+    for name, measure_part in parts.items():
+        if name in chosen:
+            measure_part()
+            report.note(f"{name} finished after {time.perf_counter() - start:.0f} s")
+            # A run that is cut short keeps what it has measured.
+            if options.json:
+                report.write(options.json)
 
 
 def _options() -> argparse.Namespace:
@@ -141,7 +143,12 @@ def _networks(report: Report, settings: Settings, parts: list[str], repeats: int
     """Training and detection of the chosen model and, in alternation, of torchvision's and of the same model here."""
     peer = _peer(report, settings)
     names = dict.fromkeys((settings.model, SAME_MODEL) if peer else (settings.model,))
-    detectors = {name: Detector(replace(settings, model=name)) for name in names}
+    detectors = {}
+    for name in names:
+        detectors[name] = Detector(replace(settings, model=name))
+        for part in parts:
+            print(f"# compiling {name}: {part}", flush=True)
+            detectors[name].program(part)
     for part in parts:
         runners = {**detectors, "torchvision": peer} if peer else detectors
         seconds = measure({name: getattr(runner, part) for name, runner in runners.items()}, repeats)

@@ -1,5 +1,7 @@
 """`mrcnn import` and `mrcnn export`: weights go in, detect the same, and go out again."""
 
+import json
+
 import foreign_files
 import jax
 import numpy as np
@@ -60,6 +62,34 @@ def test_a_checkpoint_holds_what_the_file_held(file, checkpoint, weights):
         assert model.classes == ("class 1", "class 2", "class 3")
     assert mrcnn_jax.load(checkpoint).config.preprocess.short_side == 64
     assert mrcnn_jax.load(file, {"backbone.norm_eps": 1e-5}).config.backbone.norm_eps == 1e-5
+
+
+def test_classes_are_named(file, tmp_path, capsys):
+    """By a list, or by the annotations that the weights were trained on, in the order of their ids."""
+    coco = tmp_path / "train.json"
+    categories = [{"id": 7, "name": "pear"}, {"id": 2, "name": "apple"}, {"id": 9, "name": "plum"}]
+    coco.write_text(
+        json.dumps({"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [], "categories": categories})
+    )
+    for i, (given, names) in enumerate((("a, b c,d", ("a", "b c", "d")), (str(coco), ("apple", "pear", "plum")))):
+        assert main(["import", str(file), f"--out={tmp_path / str(i)}", f"--classes={given}"]) == 0
+        assert f"classes, as given: 3 ({', '.join(names)})" in capsys.readouterr().out
+        assert mrcnn_jax.load(tmp_path / str(i)).classes == names
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("a,b", "has 3 classes, and --classes names 2 (a, b)"),
+        ("a,b,a", "give every class one name of its own"),
+        ("a,,b", "give every class one name of its own"),
+        ("absent.json", "absent.json: cannot read the annotations"),
+    ],
+)
+def test_classes_that_cannot_be_meant(file, tmp_path, capsys, given, words):
+    assert main(["import", str(file), f"--out={tmp_path / 'out'}", f"--classes={given}"]) == 2
+    assert words in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_predict_takes_both(file, checkpoint, tmp_path):

@@ -63,6 +63,7 @@ def convert(
     model: ConfigDict | None = None,
     backbone_of: ConfigDict | None = None,
     overrides: Mapping[str, Any] | None = None,
+    categories: Sequence[Category] | None = None,
     allow_partial: bool = False,
 ) -> Weights:
     """The weights of a detector, or of an ImageNet ResNet to begin one with, under our names and in our layouts.
@@ -74,13 +75,14 @@ def convert(
         backbone_of: the config of the model that an ImageNet ResNet, which cannot tell, is to begin. It comes back with
             the strides and pixels of these weights.
         overrides: dotted keys of the config, for what no shape tells: {"backbone.norm_eps": 1e-5}.
+        categories: the classes in the order of the outputs; by default those of the published weights with that many.
         allow_partial: whether arrays may be missing; and may have no place or another shape, and are then dropped.
 
     Raises:
         UserError: the arrays are those of no model that is known; or, unless `allow_partial`, do not fit it.
     """
     if SAFETENSORS_KEY in file.metadata:
-        return _own(file, name, overrides or {})
+        return _own(file, name, overrides or {}, categories)
     library = library_of(file.arrays, name)
     arrays, renamed, dropped = _current(file, library, name)
     shapes = {key: array.shape for key, array in arrays.items()}
@@ -98,6 +100,7 @@ def convert(
         config.num_classes = num_classes(shapes, name)
     for key, value in (overrides or {}).items():
         override(config, key, value)
+    classes = () if backbone else _classes(name, config, categories)
 
     fit = _fit(arrays, entries(config, library, ("backbone", "trunk") if backbone else None), config)
     if not fit.leaves:
@@ -112,18 +115,27 @@ def convert(
         *_line("dropped, no place here", fit.unexpected),
         *_line("dropped, another shape", fit.misshapen),
         *_line("left at initialisation", fit.missing),
+        *_line("classes, as given" if categories else "classes, assumed by their number", [c.name for c in classes]),
         f"  assumed, since no array tells: {_assumptions(config)}",
     ]
-    num_keypoints = config.keypoint.num_keypoints if config.keypoint is not None else 0
-    categories = None if backbone else published_classes(config.num_classes, num_keypoints)
-    return Weights(name, config, categories, fit.leaves, tuple(fit.missing), tuple(report))
+    return Weights(name, config, None if backbone else classes, fit.leaves, tuple(fit.missing), tuple(report))
 
 
-def _own(file: WeightFile, name: str, overrides: Mapping[str, Any]) -> Weights:
+def _classes(name: str, config: ConfigDict, given: Sequence[Category] | None) -> tuple[Category, ...]:
+    if given is None:
+        num_keypoints = 0 if config.keypoint is None else config.keypoint.num_keypoints
+        return published_classes(config.num_classes, num_keypoints)
+    if len(given) != config.num_classes:
+        names = ", ".join(category.name for category in given)
+        raise UserError(f"{name} has {config.num_classes} classes, and --classes names {len(given)} ({names})")
+    return tuple(given)
+
+
+def _own(file: WeightFile, name: str, overrides: Mapping[str, Any], categories: Sequence[Category] | None) -> Weights:
     """A safetensors file that this package wrote, which says itself what it is."""
     try:
         metadata = json.loads(file.metadata[SAFETENSORS_KEY])
-        config, categories = config_from_dict(metadata["config"]).model, categories_from(metadata)
+        config, known = config_from_dict(metadata["config"]).model, categories_from(metadata)
         shapes = {path: leaf.shape for path, leaf in flatten(variable_shapes(build(config))).items()}
     # Whatever a text that somebody has changed makes of the config.
     except Exception as error:
@@ -134,7 +146,8 @@ def _own(file: WeightFile, name: str, overrides: Mapping[str, Any]) -> Weights:
         raise UserError(f"{name}: its header is of another model than its arrays, as in {wrong[0]}: export it again")
     for key, value in overrides.items():
         override(config, key, value)
-    return Weights(name, config, categories, dict(file.arrays), report=(f"{name}: {describe(config)}",))
+    classes = tuple(known) if categories is None else _classes(name, config, categories)
+    return Weights(name, config, classes, dict(file.arrays), report=(f"{name}: {describe(config)}",))
 
 
 def is_backbone(file: WeightFile) -> bool:
@@ -228,9 +241,10 @@ def _layer(path: str) -> str:
 def _assumptions(config: ConfigDict) -> str:
     p, b = config.preprocess, config.backbone
     strided = "1 x 1" if b.stride_in_1x1 else "3 x 3"
+    anchors = "" if config.rpn is None else f", anchors of {', '.join(f'{s:g}' for s in sum(config.rpn.sizes, ()))} px"
     return (
         f"{'BGR' if p.bgr else 'RGB'} pixels of mean {tuple(p.mean)} and deviation {tuple(p.std)} (in RGB order), "
-        f"short side {p.short_side} up to {p.max_size}, strides in the {strided}, eps of norms {b.norm_eps:g}"
+        f"short side {p.short_side} up to {p.max_size}{anchors}, strides in the {strided}, eps of norms {b.norm_eps:g}"
     )
 
 

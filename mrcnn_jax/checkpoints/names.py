@@ -43,13 +43,13 @@ class Entry:
         """Our array of theirs: float32, or int32 for a counter."""
         theirs = np.roll(theirs, 1, axis=0) if self.background_last else theirs
         ours = theirs.reshape([self.view[axis] for axis in self.axes]).transpose(np.argsort(self.axes))
-        return np.ascontiguousarray(ours.reshape(self.shape), np.int32 if self.is_counter else np.float32)
+        # Not ascontiguousarray, which makes a scalar a row.
+        return np.array(ours.reshape(self.shape), np.int32 if self.is_counter else np.float32, order="C")
 
     def export(self, ours: np.ndarray) -> np.ndarray:
         """Their array of ours: float32, or int64 for a counter."""
         theirs = ours.reshape(self.view).transpose(self.axes).reshape(self.key_shape)
         theirs = np.roll(theirs, -1, axis=0) if self.background_last else theirs
-        # Not ascontiguousarray, which makes a scalar a row.
         return np.array(theirs, np.int64 if self.is_counter else np.float32, order="C")
 
     @property

@@ -8,12 +8,16 @@ from mrcnn_jax.checkpoints.importing import import_weights
 from mrcnn_jax.checkpoints.metadata import describe
 from mrcnn_jax.checkpoints.state import save_params
 from mrcnn_jax.config_files import parse_overrides
-from mrcnn_jax.data.published_classes import published_classes
+from mrcnn_jax.data import coco
+from mrcnn_jax.data.dataset import Category
+from mrcnn_jax.data.published_classes import numbered, published_classes
 from mrcnn_jax.errors import UserError
 from mrcnn_jax.models import zoo
 
 
-def run(file: Path, arch: str | None, out: Path, allow_partial: bool, overrides: list[str]) -> None:
+def run(
+    file: Path, arch: str | None, out: Path, allow_partial: bool, classes: str | None, overrides: list[str]
+) -> None:
     """Turn weights of torchvision or Detectron2 into a checkpoint, and say what became of every array.
 
     Args:
@@ -21,6 +25,7 @@ def run(file: Path, arch: str | None, out: Path, allow_partial: bool, overrides:
         arch: a named architecture; by default it is recognised.
         out: the folder to write; it must not exist.
         allow_partial: whether arrays may be missing or left over.
+        classes: names in the order of the outputs, with commas between them, or the COCO JSON that was trained on.
         overrides: `key=value`, keys of the model's config.
 
     Raises:
@@ -30,10 +35,22 @@ def run(file: Path, arch: str | None, out: Path, allow_partial: bool, overrides:
         raise UserError(f"{out} exists already: choose another --out, or delete it")
     model = zoo.named(arch) if arch else None
     changes = parse_overrides(overrides)
-    weights = import_weights(file, model=model, backbone_of=model, overrides=changes, allow_partial=allow_partial)
+    weights = import_weights(
+        file, model=model, backbone_of=model, overrides=changes, allow_partial=allow_partial,
+        categories=None if classes is None else _categories(classes),
+    )  # fmt: skip
     print("\n".join(weights.report))
     variables = weights.variables()
     categories = weights.categories or published_classes(weights.config.num_classes)
     config = ConfigDict({"name": file.stem, "model": weights.config})
     save_params(out, variables["params"], variables["batch_stats"], describe(config, categories))
     print(f"saved: {out}. See it work: mrcnn predict --checkpoint={out} IMAGE --out=DIR")
+
+
+def _categories(text: str) -> tuple[Category, ...]:
+    if text.lower().endswith(".json"):
+        return coco.categories(Path(text))
+    names = [name.strip() for name in text.split(",")]
+    if not all(names) or len(set(names)) < len(names):
+        raise UserError(f"--classes={text}: give every class one name of its own, with commas between them")
+    return numbered(names)

@@ -14,7 +14,7 @@ from mrcnn_jax.data.dataset import Category, Dataset, Record
 from mrcnn_jax.data.report import Report
 from mrcnn_jax.errors import UserError
 
-__all__ = ["FILE_LIMIT", "find", "load", "read"]
+__all__ = ["FILE_LIMIT", "categories", "find", "load", "read"]
 
 # Bytes of JSON. COCO has 0.5 GB, LVIS 1.1 GB; Python needs some eight times as much while it reads.
 FILE_LIMIT = 4 << 30
@@ -77,6 +77,20 @@ def read(
     elif len(empty):
         report.note("image without annotations, kept as a negative", "image", [pictures.ids[i] for i in empty])
     return Dataset(classes, records, annotations_json.stem), report
+
+
+def categories(annotations_json: Path) -> tuple[Category, ...]:
+    """The categories of a COCO JSON in the order of their ids, with or without annotations: as Detectron2 counts them.
+
+    Raises:
+        UserError: the file is no COCO JSON, or its categories are not clear.
+    """
+    report, entries = Report(), _content(annotations_json)["categories"]
+    every = {normalise.key(entry.get("id")) for entry in entries}
+    found, _ = coco_categories.classes(entries, every, None, report)
+    if report.errors:
+        raise UserError(f"{annotations_json}: {report.errors[0]}")
+    return found
 
 
 @dataclass

@@ -45,13 +45,14 @@ def published_classes(num_classes: int, num_keypoints: int = 0) -> tuple[Categor
     if num_classes == 80:
         return tuple(Category(number, name) for number, name in enumerate(_COCO, start=1) if name)
     if num_classes == len(_COCO):
-        return _numbered([name or f"unused {number}" for number, name in enumerate(_COCO, start=1)])
+        return numbered([name or f"unused {number}" for number, name in enumerate(_COCO, start=1)])
     if num_classes == len(_VOC):
-        return _numbered(_VOC)
+        return numbered(_VOC)
     if num_classes == len(_CITYSCAPES):
-        return _numbered(_CITYSCAPES)
-    return _numbered([f"class {number}" for number in range(1, num_classes + 1)])
+        return numbered(_CITYSCAPES)
+    return numbered([f"class {number}" for number in range(1, num_classes + 1)])
 
 
-def _numbered(names: Sequence[str]) -> tuple[Category, ...]:
+def numbered(names: Sequence[str]) -> tuple[Category, ...]:
+    """Classes of these names, with ids from 1 on."""
     return tuple(Category(number, name) for number, name in enumerate(names, start=1))
