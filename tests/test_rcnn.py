@@ -87,26 +87,34 @@ def test_padding_images_do_not_count(run, variables):
     chex.assert_trees_all_close(padded, alone, rtol=1e-4, atol=2e-5)
 
 
-def test_detections_do_not_depend_on_batch_or_bucket(detect, variables):
-    batch = tiny.batch(num_images=3, side=64)
-    sizes = np.array([[64, 64], [50, 61], [33, 20]], np.int32)
-    alone = []
-    for row, size in enumerate(sizes):
+def small_deltas(variables):
+    """As trained models have them: the large ones of random weights multiply rounding errors."""
+
+    def scale(path, x):
+        return x * np.float32(0.1) if path[-2].key in ("anchor_deltas", "bbox_pred") else x
+
+    return jax.tree_util.tree_map_with_path(scale, variables)
+
+
+@pytest.mark.parametrize("bucket", [(64, 64), (96, 128), (128, 96)])
+def test_detections_do_not_depend_on_batch_or_bucket(detect, variables, bucket):
+    """An image among four others, in any bucket, as alone on its own canvas: to 1e-3 pixels and 1e-5 in score."""
+    variables = small_deltas(variables)
+    batch = tiny.batch(num_images=5, side=64).replace(gt=None)
+    sizes = np.array([[64, 64], [50, 61], [33, 20], [64, 40], [32, 64]], np.int32)
+    image = np.zeros((5, *bucket, 3), np.uint8)
+    image[:, :64, :64] = batch.image
+    together = jax.device_get(detect(variables, batch.replace(image=image, size=sizes)))
+    for row, size in enumerate(sizes[:3]):
         height, width = -(-size // 32) * 32
-        one = jax.tree.map(lambda x, row=row: x[row : row + 1], batch.replace(gt=None))
-        alone.append(detect(variables, one.replace(image=one.image[:, :height, :width], size=size[None])))
-    for bucket in (64, 128):
-        image = np.zeros((3, bucket, bucket, 3), np.uint8)
-        image[:, :64, :64] = batch.image
-        together = detect(variables, batch.replace(gt=None, image=image, size=sizes))
-        for row, expected in enumerate(alone):
-            found = jax.tree.map(lambda x, row=row: x[row : row + 1], together)
-            assert expected.valid.sum() > 0
-            chex.assert_trees_all_equal(found.valid, expected.valid)
-            chex.assert_trees_all_close(found.scores, expected.scores, atol=5e-5)
-            # These random weights make large deltas, which multiply rounding errors.
-            chex.assert_trees_all_close(found.boxes, expected.boxes, atol=1e-2)
-            chex.assert_trees_all_close(found.masks, expected.masks, atol=2e-3)
+        one = jax.tree.map(lambda x, row=row: x[row : row + 1], batch)
+        alone = detect(variables, one.replace(image=one.image[:, :height, :width], size=size[None]))
+        found = jax.tree.map(lambda x, row=row: x[row : row + 1], together)
+        assert alone.valid.sum() > 0
+        chex.assert_trees_all_equal((found.valid, found.classes), (alone.valid, alone.classes))
+        chex.assert_trees_all_close(found.scores, alone.scores, atol=1e-5)
+        chex.assert_trees_all_close(found.boxes, alone.boxes, atol=1e-3)
+        chex.assert_trees_all_close(found.masks, alone.masks, atol=1e-4)
 
 
 def train_step_on(num_devices, model_config, batch):

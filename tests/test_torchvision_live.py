@@ -74,7 +74,7 @@ def test_the_same_detections(builder, tmp_path):
         (found,) = ours.predict([image], min_size=SHORT, max_size=LONG)
         assert len(expected["boxes"]) > 10
         assert len(found.boxes) == len(expected["boxes"])
-        free = np.ones(len(found.boxes), bool)
+        free, swapped = np.ones(len(found.boxes), bool), 0
         for k, box in enumerate(expected["boxes"]):
             distance = np.abs(found.boxes - box).max(axis=1)
             distance = np.where(free & (found.labels + 1 == expected["labels"][k]), distance, np.inf)
@@ -87,4 +87,8 @@ def test_the_same_detections(builder, tmp_path):
                 assert differing <= max(8, 0.001 * found.masks[best].sum())
             if found.keypoints is not None:
                 points = expected["keypoints"][k, :, :2] + 0.5
-                assert np.abs(found.keypoints[best, :, :2] - points).max() < 0.05
+                far = np.abs(found.keypoints[best, :, :2] - points).max(axis=1) >= 0.05
+                np.testing.assert_allclose(found.keypoints[best, :, 2], expected["keypoints_scores"][k], atol=1e-4)
+                swapped += far.sum()
+        # Two peaks of a heatmap may be equal to rounding: then either is the highest, with the same score.
+        assert swapped <= 1
