@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mrcnn_jax.data.check import check
+from mrcnn_jax.data.check import check, check_proposals
+from mrcnn_jax.data.proposals import write_proposals
 
 HEIGHT, WIDTH = 30, 40
 
@@ -184,6 +185,24 @@ def test_file_that_is_no_coco_is_a_finding(folder):
     result = run(folder)
     assert "no 'images'" in result.errors[0]
     assert result.to_json()["classes"] == []
+
+
+def test_proposals_are_checked_against_the_objects(folder):
+    """The cats have boxes of 4, 8 and 12 pixels from (1, 2) on; the last is a crowd, which does not count."""
+    one = (np.array([[1, 2, 5, 6]], np.float32), np.array([0.5], np.float32))
+    far = (np.array([[0, 0, 80, 60]], np.float32), np.array([0.5], np.float32))
+    write_proposals(folder / "proposals.pkl", {1: one, 2: far, 3: one, 4: one, 5: one})
+    result = run(folder)
+    check_proposals(result, folder / "proposals.pkl")
+    assert (result.errors, result.warnings) == ([], [])
+    told = "\n".join(result.lines())
+    assert "cover 50.0% of 2 objects" in told
+    assert "reach over the border, as those of a resized image do: 1 (image 2)" in told
+    assert "image that is not in the data set, left out: 1 (image 5)" in told
+
+    write_proposals(folder / "proposals.pkl", {1: one, 2: far})
+    check_proposals(result, folder / "proposals.pkl")
+    assert "has no proposals for 2 of 4 images" in result.errors[0]
 
 
 def test_number_of_threads_changes_nothing(folder):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from mrcnn_jax.data.check import CheckResult, check
+from mrcnn_jax.data.check import CheckResult, check, check_proposals
 from mrcnn_jax.data.report import Report
 from mrcnn_jax.data.sources import coco_paths
 from mrcnn_jax.errors import UserError
@@ -40,6 +40,9 @@ def _both(config: ConfigDict) -> dict[str, CheckResult]:
         # What is wrong with the training set is worth knowing all the same.
         val = CheckResult(Report())
         val.report.error(str(error))
+    for split, result in (("train", train), ("val", val)):
+        if path := config.data.get(f"{split}_proposals"):
+            check_proposals(result, Path(config.data.root).expanduser() / path)
     if shared := train.shared_pictures(val):
         text = "picture of train in val, which flatters figures; use other pictures for one of them"
         val.report.warning(text, "image", shared)

@@ -9,13 +9,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
+from pycocotools import mask as coco_mask
 from rich.console import Console
 from rich.progress import track
 
 from mrcnn_jax.data import coco, images
 from mrcnn_jax.data.dataset import Category, Dataset, Record
+from mrcnn_jax.data.proposals import attach_file, read_proposals
 from mrcnn_jax.data.report import Report
 from mrcnn_jax.errors import UserError
+
+# Overlap with a proposal at which an object counts as covered.
+_COVERS = 0.5
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,13 @@ class CheckResult:
     classes: list[ClassRow] = field(default_factory=list)
     # Image id and name by the hash of the file; empty where the images were not decoded.
     pictures: dict[str, str] = field(default_factory=dict)
-    categories: tuple[Category, ...] = ()
+    # None where the annotations cannot be read.
+    dataset: Dataset | None = None
+
+    @property
+    def categories(self) -> tuple[Category, ...]:
+        """The classes, none where the annotations cannot be read."""
+        return self.dataset.categories if self.dataset else ()
 
     @property
     def errors(self) -> list[str]:
@@ -105,7 +116,41 @@ def check(
     if unused := [f"{row.id} {row.name}" for row in rows if row.objects == 0]:
         report.note("class without objects", "category", unused)
     num_objects = sum(row.objects for row in rows)
-    return CheckResult(report, len(dataset.records), num_objects, rows, pictures, dataset.categories)
+    return CheckResult(report, len(dataset.records), num_objects, rows, pictures, dataset)
+
+
+def check_proposals(result: CheckResult, path: Path) -> None:
+    """Adds to the findings what a file of proposals lacks for these images, and how many of their objects it covers."""
+    if result.dataset is None:
+        return
+    try:
+        found = read_proposals(path)
+        dataset, lines = attach_file(result.dataset, found)
+    except UserError as error:
+        result.report.error(str(error))
+        return
+    for line in lines:
+        result.report.note(line)
+    outside, covered, num_objects = [], 0, 0
+    for record in dataset.records:
+        boxes, objects = found.of(record).boxes, record.boxes[~record.crowd]
+        # A pixel of rounding is nothing; boxes in pixels of a resized image are.
+        if np.any(boxes < -1) or np.any(boxes[:, 2:] > np.array([record.width + 1, record.height + 1])):
+            outside.append(record.image_id)
+        num_objects += len(objects)
+        if len(boxes) and len(objects):
+            overlap = coco_mask.iou(_xywh(boxes), _xywh(objects), [0] * len(objects))
+            covered += int((overlap.max(axis=0) >= _COVERS).sum())
+    if outside:
+        result.report.note(
+            f"proposals of {path} reach over the border, as those of a resized image do", "image", outside
+        )
+    share = covered / max(num_objects, 1)
+    result.report.note(f"proposals of {path} cover {share:.1%} of {num_objects:,} objects (IoU of {_COVERS} or more)")
+
+
+def _xywh(boxes: np.ndarray) -> np.ndarray:
+    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).astype(np.float64)
 
 
 def _check_images(records: Sequence[Record], report: Report, decode: bool, workers: int) -> dict[str, str]:
