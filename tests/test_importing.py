@@ -124,6 +124,8 @@ def test_torchvisions_resnet_begins_any_model(base):
     assert not found.config.preprocess.bgr
     assert not found.config.backbone.stride_in_1x1
     assert found.categories is None
+    with pytest.raises(UserError, match="leave --classes out"):
+        convert(WeightFile(arrays), "resnet50.pth", backbone_of=config, categories=[Category(1, "a")])
     assert {path.split("/")[1] for path in found.leaves} == {"backbone", last}
 
 

@@ -100,6 +100,8 @@ def convert(
         config.num_classes = num_classes(shapes, name)
     for key, value in (overrides or {}).items():
         override(config, key, value)
+    if backbone and categories is not None:
+        raise UserError(f"{name} is a backbone alone, which has no classes to name: leave --classes out")
     classes = () if backbone else _classes(name, config, categories)
 
     fit = _fit(arrays, entries(config, library, ("backbone", "trunk") if backbone else None), config)
