@@ -133,10 +133,10 @@ def train_step_on(num_devices, model_config, batch):
     return gradient, jax.device_get(metrics)
 
 
-@pytest.mark.parametrize("norm", ["gn", "bn"])
-def test_one_two_and_four_devices_agree(norm):
+def test_one_two_and_four_devices_agree():
+    """With a norm whose statistics are those of all devices together."""
     config = tiny.model_config()
-    config.backbone.norm = norm
+    config.backbone.norm = "bn"
     batch = tiny.batch(num_images=4)
     gradient, metrics = train_step_on(1, config, batch)
     for num_devices in (2, 4):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jaxtyping import Float, Float32, Int, UInt8
 
 
@@ -37,4 +37,6 @@ class Pixels:
         pixels = jnp.where(rows & columns, pixels, 0.0).astype(self.dtype)
         if not self.canvas:
             return pixels, None
-        return pixels, jnp.minimum(-(-size // self.divisor) * self.divisor, shape[None])
+        # Not `//`, which takes ten operations to be right for negative numbers, and again wherever it is fused into.
+        canvas = lax.div(size + (self.divisor - 1), jnp.full_like(size, self.divisor)) * self.divisor
+        return pixels, jnp.minimum(canvas, shape[None])

@@ -183,7 +183,7 @@ def within(x: Float[Array, "b h w c"], extent: Int[Array, "b 2"] | None) -> Floa
 
 def halve(extent: Int[Array, "b 2"] | None) -> Int[Array, "b 2"] | None:
     """The extent after a layer of stride 2: half of it, rounded up."""
-    return None if extent is None else (extent + 1) // 2
+    return None if extent is None else (extent + 1) >> 1
 
 
 def cells_of(x: Float[Array, "n h w c"], valid: Bool[Array, " n"] | None) -> Int[Array, "n 2"] | None:
