@@ -56,7 +56,7 @@ class CheckResult:
     @property
     def categories(self) -> tuple[Category, ...]:
         """The classes, none where the annotations cannot be read."""
-        return self.dataset.categories if self.dataset else ()
+        return () if self.dataset is None else self.dataset.categories
 
     @property
     def errors(self) -> list[str]:
