@@ -30,34 +30,30 @@ def recording(name: str, part: str):
     return np.load(GOLDEN / f"{name}_{part}.npz")
 
 
+def assert_follows(figures: dict[str, float], measured: str) -> None:
+    """Every figure is within its bound, and one of them shows that something was measured."""
+    assert not too_far(figures)
+    assert figures[measured] > 0
+
+
 def too_far(figures: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in figures.items() if not value <= BOUNDS[name]}
 
 
 def test_fast_rcnn_follows_detectron2():
     name = "d2_fast_rcnn_R_50_FPN"
-    model, small = parity.load(GOLDEN, name, fill), recording(name, "small")
-    features = parity.features(model, IMAGES, small)
-    assert not too_far(features)
-    assert features["features"] > 0
-    alone = parity.detections(model, IMAGES, recording(name, "alone"), together=False)
-    assert not too_far(alone)
-    assert alone["box"] > 0
-    training = parity.training(model, IMAGES, recording(name, "train"), name)
-    assert not too_far(training)
-    assert training["loss"] > 0
+    model = parity.load(GOLDEN, name, fill)
+    assert_follows(parity.features(model, IMAGES, recording(name, "small")), "features")
+    assert_follows(parity.detections(model, IMAGES, recording(name, "alone"), together=False), "box")
+    assert_follows(parity.training(model, IMAGES, recording(name, "train"), name), "loss")
 
 
 def test_mask_rcnn_follows_torchvision():
     name = "tv_maskrcnn_resnet50_fpn"
-    model, small = parity.load(GOLDEN, name, fill), recording(name, "small")
-    features = parity.features(model, IMAGES, small)
-    assert not too_far(features)
-    assert features["rpn"] > 0
+    model = parity.load(GOLDEN, name, fill)
+    assert_follows(parity.features(model, IMAGES, recording(name, "small")), "rpn")
     # Of the second image there is no recording here.
-    alone = parity.detections(model, IMAGES[:1], recording(name, "alone"), together=False)
-    assert not too_far(alone)
-    assert alone["box"] > 0
+    assert_follows(parity.detections(model, IMAGES[:1], recording(name, "alone"), together=False), "box")
 
 
 def test_a_difference_is_seen():

@@ -125,14 +125,14 @@ def check_proposals(result: CheckResult, path: Path) -> None:
         return
     try:
         found = read_proposals(path)
-        dataset, lines = attach_file(result.dataset, found)
+        _, lines = attach_file(result.dataset, found)
     except UserError as error:
         result.report.error(str(error))
         return
     for line in lines:
         result.report.note(line)
     outside, covered, num_objects = [], 0, 0
-    for record in dataset.records:
+    for record in result.dataset.records:
         boxes, objects = found.of(record).boxes, record.boxes[~record.crowd]
         # A pixel of rounding is nothing; boxes in pixels of a resized image are.
         if np.any(boxes < -1) or np.any(boxes[:, 2:] > np.array([record.width + 1, record.height + 1])):
