@@ -8,10 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mrcnn_jax.ops.roi_pool import roi_pool
+from mrcnn_jax.ops.roi_pool import roi_pool as pool
 
 GOLDEN = dict(np.load(Path(__file__).parent / "golden" / "ops_roi_pool.npz"))
 CASES = json.loads(str(GOLDEN["cases"]))
+
+
+def roi_pool(features, extent, boxes, *, size, stride):
+    """Over one map."""
+    return pool([features], [extent], [stride], boxes, size=size, levels=jnp.zeros(len(boxes), jnp.int32))
 
 
 def nhwc(x):
@@ -85,6 +90,24 @@ def test_equals_numpy_and_the_first_of_equals_gets_the_gradient():
     out, gradient = pool_7(features, jnp.asarray([40, 50]), boxes, cotangent)
     np.testing.assert_array_equal(out, expected)
     np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-5, atol=1e-5)
+
+
+def test_each_box_is_read_from_its_own_level():
+    features, boxes, cotangent = example(ties=False)
+    fine, coarse, levels = jnp.asarray(features), jnp.asarray(features[:20, :25]), np.arange(12) % 2
+
+    @jax.jit
+    def both(fine, coarse):
+        extents = jnp.asarray([[40, 50], [20, 25]])
+        return pool([fine, coarse], extents, [1, 2], jnp.asarray(boxes), size=7, levels=jnp.asarray(levels))
+
+    out, transpose = jax.vjp(both, fine, coarse)
+    gradients = transpose(jnp.asarray(cotangent))
+    for level, (one, stride) in enumerate(((features, 1), (features[:20, :25], 2))):
+        own = levels == level
+        expected, expected_gradient = numpy_roi_pool(one, boxes[own] / stride, cotangent[own], 7)
+        np.testing.assert_array_equal(out[own], expected)
+        np.testing.assert_allclose(gradients[level], expected_gradient, rtol=1e-5, atol=1e-5)
 
 
 def test_map_ends_at_its_extent():
