@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mrcnn_jax.nn.heads import BoxHead, BoxPredictor, Deconv, MaskHead, RPNHead, depth_to_space
+from mrcnn_jax.nn.heads import BoxHead, BoxPredictor, RPNHead
+from mrcnn_jax.nn.mask_heads import Deconv, MaskHead, depth_to_space
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "nn_layers.npz")
 KEY = jax.random.key(0)

@@ -9,7 +9,7 @@ import pytest
 
 from mrcnn_jax.errors import UserError
 from mrcnn_jax.models.keypoint import KeypointTask
-from mrcnn_jax.nn.heads import KeypointHead, UpConv
+from mrcnn_jax.nn.mask_heads import KeypointHead, UpConv
 from mrcnn_jax.ops.keypoints import decode, heatmap_targets
 from mrcnn_jax.ops.losses import keypoint_loss
 from mrcnn_jax.types import Detections, GroundTruth, Samples

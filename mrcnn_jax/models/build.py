@@ -15,7 +15,9 @@ from mrcnn_jax.models.pool import Pooler
 from mrcnn_jax.models.rcnn import RCNN
 from mrcnn_jax.models.rpn import RPN
 from mrcnn_jax.nn.fpn import FPN
-from mrcnn_jax.nn.heads import BoxHead, BoxPredictor, KeypointHead, MaskHead, RPNHead
+from mrcnn_jax.nn.heads import BoxHead, BoxPredictor, RPNHead
+from mrcnn_jax.nn.mask_heads import KeypointHead, MaskHead, MaskMLP
+from mrcnn_jax.nn.plain import PlainNet, PlainTrunk
 from mrcnn_jax.nn.resnet import Res5, ResNet
 from mrcnn_jax.types import empty_batch
 
@@ -32,17 +34,18 @@ def build(config: ConfigDict, axis_name: str | None = None) -> RCNN:
             mean=tuple(preprocess.mean), std=tuple(preprocess.std), bgr=preprocess.bgr, divisor=preprocess.divisor,
             canvas=preprocess.canvas, dtype=c.dtype,
         ),
-        backbone=ResNet(**c.backbone, **common),
+        backbone=_backbone(c, common),
         fpn=None if c.fpn is None else FPN(channels=c.fpn.channels, norm=c.fpn.norm or None, **common),
         rpn=None if c.rpn is None else _rpn(c),
         pooler=Pooler(
-            aligned=c.roi.aligned, sampling_ratio=c.roi.sampling_ratio, level_eps=c.roi.level_eps,
-            canonical_size=c.roi.canonical_size, levels=tuple(c.roi.levels),
+            kind=c.roi.pooling, aligned=c.roi.aligned, sampling_ratio=c.roi.sampling_ratio, largest=c.roi.largest,
+            level_eps=c.roi.level_eps, canonical_size=c.roi.canonical_size, levels=tuple(c.roi.levels),
+            context=c.roi.context,
         ),
-        trunk=None if c.backbone.num_stages > 3 else _res5(c, common),
-        box=_box_stages(c, common),
+        trunk=_trunk(c, common),
+        box=() if c.box is None else _box_stages(c, common),
         tasks=_tasks(c, common),
-        num_samples=c.roi.num_samples, positive_fraction=c.roi.positive_fraction,
+        num_samples=c.roi.num_samples, positive_fraction=c.roi.positive_fraction, background_iou=c.roi.background_iou,
     )  # fmt: skip
 
 
@@ -66,9 +69,20 @@ def _rpn(c: ConfigDict) -> RPN:
     return RPN(head=head, **{key: value for key, value in c.rpn.items() if key not in ("channels", "num_convs")})
 
 
-def _res5(c: ConfigDict, common: dict) -> Res5:
-    of_the_trunk_alone = ("num_stages", "dilated", "frozen_stages")
-    return Res5(**{key: value for key, value in c.backbone.items() if key not in of_the_trunk_alone}, **common)
+def _backbone(c: ConfigDict, common: dict) -> ResNet | PlainNet | None:
+    if c.backbone is None:
+        return None
+    return PlainNet(**c.backbone, dtype=c.dtype) if "kind" in c.backbone else ResNet(**c.backbone, **common)
+
+
+def _trunk(c: ConfigDict, common: dict) -> Res5 | PlainTrunk | None:
+    """The network that every RoI passes: all of R-CNN's, or the stage that a C4 backbone leaves out."""
+    if c.backbone is None:
+        return PlainTrunk(**c.trunk, dtype=c.dtype)
+    if c.backbone.get("num_stages", 4) > 3:
+        return None
+    of_the_backbone_alone = ("num_stages", "dilated", "frozen_stages")
+    return Res5(**{key: value for key, value in c.backbone.items() if key not in of_the_backbone_alone}, **common)
 
 
 def _box_stages(c: ConfigDict, common: dict) -> tuple[BoxStage, ...]:
@@ -82,15 +96,16 @@ def _box_stages(c: ConfigDict, common: dict) -> tuple[BoxStage, ...]:
         BoxStage(
             head=BoxHead(
                 num_convs=c.box.num_convs, conv_dim=c.box.conv_dim, fc_dims=tuple(c.box.fc_dims),
-                norm=c.box.norm or None, **common,
+                dropout=c.box.dropout, norm=c.box.norm or None, **common,
             ),
             predictor=BoxPredictor(
                 num_classes=c.num_classes, class_agnostic=c.box.class_agnostic,
-                background_output=c.box.background_output, dtype=c.dtype,
+                background_output=c.box.background_output, pooled_deltas=c.box.pooled_deltas, dtype=c.dtype,
             ),
             iou=iou, weights=tuple(weights),
             **{key: c.box[key] for key in (
-                "size", "beta", "score_threshold", "nms_threshold", "max_detections", "num_candidates", "min_size",
+                "size", "beta", "regression_weight", "regress", "score", "score_threshold", "nms_threshold",
+                "max_detections", "num_candidates", "min_size",
             )},
         )
         for iou, weights in zip(c.box.iou, c.box.weights, strict=True)
@@ -100,13 +115,21 @@ def _box_stages(c: ConfigDict, common: dict) -> tuple[BoxStage, ...]:
 def _tasks(c: ConfigDict, common: dict) -> dict[str, MaskTask | KeypointTask]:
     tasks = {}
     if c.mask is not None:
-        head = MaskHead(
-            num_convs=c.mask.num_convs, dim=c.mask.dim, norm=c.mask.norm or None,
-            num_classes=1 if c.mask.class_agnostic else c.num_classes, background_output=c.mask.background_output,
-            **common,
-        )  # fmt: skip
-        tasks["mask"] = MaskTask(head, c.mask.size, c.mask.num_samples, c.mask.soft_targets)
+        tasks["mask"] = MaskTask(
+            _mask_head(c, common), c.mask.size, c.mask.num_samples, c.mask.soft_targets, c.mask.softmax
+        )
     if c.keypoint is not None:
         head = KeypointHead(tuple(c.keypoint.conv_dims), c.keypoint.num_keypoints, c.dtype)
         tasks["keypoint"] = KeypointTask(head, c.keypoint.size, c.keypoint.num_samples, c.keypoint.score)
     return tasks
+
+
+def _mask_head(c: ConfigDict, common: dict) -> MaskHead | MaskMLP:
+    # Where classes compete, the background is one of them.
+    num_classes = (1 if c.mask.class_agnostic else c.num_classes) + int(c.mask.softmax)
+    if c.mask.fc_dims:
+        return MaskMLP(tuple(c.mask.fc_dims), num_classes, c.dtype)
+    return MaskHead(
+        num_convs=c.mask.num_convs, dim=c.mask.dim, norm=c.mask.norm or None, num_classes=num_classes,
+        background_output=c.mask.background_output, **common,
+    )  # fmt: skip

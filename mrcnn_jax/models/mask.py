@@ -4,11 +4,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from mrcnn_jax.errors import UserError
 from mrcnn_jax.models.pool import over_rois
-from mrcnn_jax.ops.losses import mask_loss
+from mrcnn_jax.ops.losses import mask_loss, mask_softmax_loss
 from mrcnn_jax.ops.masks import crop_targets, select_class
 from mrcnn_jax.types import Detections, GroundTruth, Samples
 
@@ -22,6 +22,8 @@ class MaskTask(nn.Module):
     num_samples: int = 128
     # torchvision trains on soft targets, Detectron2 on bits.
     soft_targets: bool = False
+    # Whether classes compete for a pixel, instead of a sigmoid each; the first of them is then the background.
+    softmax: bool = False
 
     def __call__(
         self, rois: Float[Array, "b r s s c"], valid: Bool[Array, "b r"], train: bool
@@ -40,9 +42,18 @@ class MaskTask(nn.Module):
             raise UserError("the mask branch has no masks to train on: set config.data.mask_size above 0")
         targets = crop_targets(gt.masks, gt.boxes, samples.gt, samples.boxes, logits.shape[1], soft=self.soft_targets)
         where = samples.positive & gt.has_mask[samples.gt]
+        if self.softmax:
+            return {"mask": mask_softmax_loss(logits, targets, self._column(samples.classes, logits), where)}
         return {"mask": mask_loss(select_class(logits, samples.classes), targets, where)}
 
     def detect(self, logits: Float[Array, "d m m k"], detections: Detections) -> Detections:
         """The detections of ONE image with the probabilities of their class's mask."""
-        probabilities = jax.nn.sigmoid(select_class(logits, detections.classes))
+        if self.softmax:
+            probabilities = select_class(jax.nn.softmax(logits, axis=-1)[..., 1:], detections.classes)
+        else:
+            probabilities = jax.nn.sigmoid(select_class(logits, detections.classes))
         return detections.replace(masks=jnp.where(detections.valid[:, None, None], probabilities, 0.0))
+
+    def _column(self, classes: Int[Array, " s"], logits: Float[Array, "s m m k1"]) -> Int[Array, " s"]:
+        """The channel of each class; class-agnostic masks have one, behind the background's."""
+        return jnp.minimum(classes, logits.shape[-1] - 1)

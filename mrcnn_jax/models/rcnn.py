@@ -5,7 +5,8 @@
 
 `losses` and `detect` are the two programs. A family member is this module with other parts: proposals that come with
 the batch instead of an RPN (Fast R-CNN); several box stages, each on the boxes of the one before (Cascade R-CNN); no
-FPN, and a stage of the backbone as the trunk that all RoIs pass (C4).
+FPN, and a stage of the backbone as the trunk that all RoIs pass (C4); no backbone, and a whole network as the trunk of
+regions of the image (R-CNN); no box stage (RPN alone).
 """
 
 from collections.abc import Mapping
@@ -32,7 +33,8 @@ class RCNN(nn.Module):
     """A two-stage detector. `tasks` maps a name to a head that works on the positives and on the final detections."""
 
     pixels: Pixels
-    backbone: nn.Module
+    # None: RoIs are read from the image.
+    backbone: nn.Module | None
     # None: RoIs are read from the backbone's last map.
     fpn: nn.Module | None
     # None: proposals come with the batch.
@@ -40,10 +42,13 @@ class RCNN(nn.Module):
     pooler: Pooler
     # A network that every pooled RoI passes before the heads, once for all of them; or None.
     trunk: nn.Module | None
+    # None of them: proposals are what is detected.
     box: tuple[BoxStage, ...]
     tasks: Mapping[str, nn.Module]
     num_samples: int = 512
     positive_fraction: float = 0.25
+    # From which IoU on a proposal may be a background sample.
+    background_iou: float = 0.0
 
     def losses(self, batch: Batch, key: Array | None) -> tuple[Losses, Losses]:
         """The loss terms of a batch and, in the same form, what is worth watching.
@@ -52,18 +57,20 @@ class RCNN(nn.Module):
         With `key` None the samplers take the first candidates, as the reference implementations do with a fixed
         permutation. Raises `UserError` where the ground truth or the proposals that the model needs are missing.
         """
-        rpn_key, roi_key = (None, None) if key is None else jax.random.split(key)
+        rpn_key, roi_key = (None, None) if key is None else map(_per_image, jax.random.split(key), (batch, batch))
         pyramid = self.features(batch, train=True)
         losses = {}
         if self.rpn is None:
             proposals = _given(batch)
         else:
             out = self.rpn(pyramid, batch.image.shape[1:3])
-            losses = vmap(self.rpn.losses)(out, batch.gt, _per_image(rpn_key, batch))
+            losses = vmap(self.rpn.losses)(out, batch.gt, batch.size, rpn_key)
             proposals = self.propose(self.rpn, pyramid, out, batch, train=True)
-        samples = vmap(self.sample)(_per_image(roi_key, batch), proposals, batch.gt)
+        if not self.box:
+            return _over_images(losses, batch.valid), _over_images(vmap(_watch_proposals)(proposals), batch.valid)
+        samples = vmap(self.sample)(roi_key, proposals, batch.gt)
 
-        box_losses, regions, logits = self.box_losses(pyramid, samples, batch)
+        box_losses, regions, logits = self.box_losses(pyramid, samples, batch, roi_key)
         losses |= box_losses
         for task in self.tasks.values():
             positives = self.positives(samples, task.num_samples)
@@ -73,12 +80,14 @@ class RCNN(nn.Module):
                 own = regions[:, : positives.positive.shape[1]]
             found = task(own, positives.positive, train=True)
             losses |= vmap(task.losses)(found, positives, batch.gt)
-        watched = vmap(_watch)(logits, samples, proposals)
+        watched = vmap(_watch)(logits, samples) | vmap(_watch_proposals)(proposals)
         if batch.num_dropped is not None:
             watched["dropped_objects"] = (batch.num_dropped.astype(jnp.float32), jnp.ones(batch.valid.shape))
         return _over_images(losses, batch.valid), _over_images(watched, batch.valid)
 
-    def box_losses(self, pyramid: Pyramid, samples: Samples, batch: Batch) -> tuple[Losses, Array, Array]:
+    def box_losses(
+        self, pyramid: Pyramid, samples: Samples, batch: Batch, key: Array | None
+    ) -> tuple[Losses, Array, Array]:
         """The losses of the box stages, and of the first one the RoI features and the logits.
 
         A later stage trains on the boxes that the one before made of the same samples, labelled anew at its own IoU
@@ -87,7 +96,7 @@ class RCNN(nn.Module):
         losses, rois, regions, logits = {}, samples, [], []
         for i, stage in enumerate(self.box):
             regions.append(self.regions(stage, pyramid, rois.boxes, rois.valid, train=True))
-            out = stage(_scale_gradient(regions[i], 1 / len(self.box)), rois.valid, train=True)
+            out = stage(_scale_gradient(regions[i], 1 / len(self.box)), rois.valid, True, _next(key, i))
             logits.append(out.logits)
             suffix = f"_{i + 1}" if len(self.box) > 1 else ""
             losses |= {f"{name}{suffix}": loss for name, loss in vmap(stage.losses)(out, rois, batch.gt).items()}
@@ -102,30 +111,38 @@ class RCNN(nn.Module):
         Raises `UserError` for a model without an RPN where the batch has no proposals.
         """
         pyramid = self.features(batch, train=False)
-        if self.rpn is None:
-            rois = _given(batch)
-        else:
-            out = self.rpn(pyramid, batch.image.shape[1:3])
-            rois = self.propose(self.rpn, pyramid, out, batch, train=False)
-        probabilities = jnp.float32(0)
+        rois = self.find_proposals(batch, pyramid)
+        if not self.box:
+            return _as_detections(rois)
+        scores = jnp.float32(0)
         for i, stage in enumerate(self.box):
             regions = self.regions(stage, pyramid, rois.boxes, rois.valid, train=False)
             out = stage(regions, rois.valid, train=False)
-            probabilities = probabilities + jax.nn.softmax(out.logits, axis=-1) / len(self.box)
+            scores = scores + stage.scores(out.logits) / len(self.box)
             if i + 1 < len(self.box):
                 boxes, _ = vmap(stage.refine)(out, rois.boxes, rois.valid, batch.size)
                 rois = rois.replace(boxes=boxes)
-        detections = vmap(self.box[-1].detect)(probabilities, out.deltas, rois, batch.size.astype(jnp.float32))
+        detections = vmap(self.box[-1].detect)(scores, out.deltas, rois, batch.size.astype(jnp.float32))
         for task in self.tasks.values():
             regions = self.regions(task, pyramid, detections.boxes, detections.valid, train=False)
             detections = vmap(task.detect)(task(regions, detections.valid, train=False), detections)
         return detections
+
+    def find_proposals(self, batch: Batch, pyramid: Pyramid | None = None) -> Proposals:
+        """The RoIs that detections are looked for in: the RPN's or, for a model without one, the batch's."""
+        if self.rpn is None:
+            return _given(batch)
+        pyramid = self.features(batch, train=False) if pyramid is None else pyramid
+        out = self.rpn(pyramid, batch.image.shape[1:3])
+        return self.propose(self.rpn, pyramid, out, batch, train=False)
 
     def features(self, batch: Batch, *, train: bool) -> Pyramid:
         """The maps that RPN and heads read."""
         # A row without an image has no cell, so that no statistics see it.
         size = jnp.where(jnp.asarray(batch.valid)[:, None], jnp.asarray(batch.size), 0)
         image, canvas = self.pixels(jnp.asarray(batch.image), size)
+        if self.backbone is None:
+            return {0: (image, canvas)}
         maps = self.backbone(image, canvas, train)
         return {max(maps): maps[max(maps)]} if self.fpn is None else self.fpn(maps, train)
 
@@ -149,8 +166,9 @@ class RCNN(nn.Module):
     def sample(self, key: Array | None, proposals: Proposals, gt: GroundTruth) -> Samples:
         """The RoIs of ONE image to train on, positives first."""
         return sample_rois(
-            key, proposals, gt, num=self.num_samples, positive_fraction=self.positive_fraction, iou=self.box[0].iou
-        )
+            key, proposals, gt, num=self.num_samples, positive_fraction=self.positive_fraction, iou=self.box[0].iou,
+            low=self.background_iou,
+        )  # fmt: skip
 
     def positives(self, samples: Samples, limit: int) -> Samples:
         """The first slots of a batch that can hold positives: a slice that is static, since positives come first."""
@@ -180,8 +198,18 @@ def _scale_gradient(x: Array, factor: float) -> Array:
     return x if factor == 1 else lax.stop_gradient(x) + factor * (x - lax.stop_gradient(x))
 
 
-def _per_image(key: Array | None, batch: Batch) -> Array | None:
-    return None if key is None else vmap(jax.random.fold_in, (None, 0))(key, batch.image_id)
+def _per_image(key: Array, batch: Batch) -> Array:
+    return vmap(jax.random.fold_in, (None, 0))(key, batch.image_id)
+
+
+def _next(keys: Array | None, number: int) -> Array | None:
+    """Other keys for each image, of a use of its own: the samples were drawn with the ones that came."""
+    return None if keys is None else vmap(jax.random.fold_in, (0, None))(keys, number)
+
+
+def _as_detections(proposals: Proposals) -> Detections:
+    """Proposals as detections of one class, object."""
+    return Detections(proposals.boxes, proposals.scores, jnp.ones_like(proposals.valid, jnp.int32), proposals.valid)
 
 
 def _over_images(terms: Losses, valid: Array) -> Losses:
@@ -189,14 +217,16 @@ def _over_images(terms: Losses, valid: Array) -> Losses:
     return jax.tree.map(lambda x: jnp.sum(jnp.where(valid, x, 0.0)), terms)
 
 
-def _watch(logits: Array, samples: Samples, proposals: Proposals) -> Losses:
+def _watch(logits: Array, samples: Samples) -> Losses:
     """Figures that tell whether ONE image trains well, each as (total, weight)."""
-    one = jnp.float32(1)
     num_positive = jnp.sum(samples.positive, dtype=jnp.float32)
     right = jnp.argmax(logits, axis=-1) == samples.classes
     return {
-        "positives": (num_positive, one),
-        "proposals": (jnp.sum(proposals.valid, dtype=jnp.float32), one),
+        "positives": (num_positive, jnp.float32(1)),
         "accuracy": (jnp.sum(right & samples.valid, dtype=jnp.float32), jnp.sum(samples.valid, dtype=jnp.float32)),
         "positive_accuracy": (jnp.sum(right & samples.positive, dtype=jnp.float32), num_positive),
     }
+
+
+def _watch_proposals(proposals: Proposals) -> Losses:
+    return {"proposals": (jnp.sum(proposals.valid, dtype=jnp.float32), jnp.float32(1))}

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import Array
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Num
 
 from mrcnn_jax.ops import boxes as box_ops
 from mrcnn_jax.ops.anchors import cell_anchors, grid_anchors
@@ -55,6 +55,8 @@ class RPN(nn.Module):
     post_nms: tuple[int, int] = (1000, 1000)
     nms_threshold: float = 0.7
     min_size: float = 0.0
+    # Whether anchors that cross the image's border take part in training; in the paper (section 3.1.3) they do not.
+    train_outside: bool = True
 
     def __call__(self, pyramid: Pyramid, image_shape: tuple[int, int]) -> RPNOutput:
         """Logits, deltas and anchors of a batch; `image_shape` is that of the padded images."""
@@ -76,10 +78,17 @@ class RPN(nn.Module):
         anchors = jnp.concatenate(anchors, 1)
         return RPNOutput(jnp.concatenate(logits, 1), jnp.concatenate(deltas, 1), anchors, jnp.concatenate(valid, 1))
 
-    def losses(self, out: RPNOutput, gt: GroundTruth, key: Array | None) -> dict[str, tuple[Array, Array]]:
+    def losses(
+        self, out: RPNOutput, gt: GroundTruth, size: Num[Array, " 2"], key: Array | None
+    ) -> dict[str, tuple[Array, Array]]:
         """Objectness and box loss of ONE image; key None samples the first anchors of each kind."""
-        low, high = self.iou
-        matches = match(out.anchors, gt, high=high, low=low, low_quality=True, boxes_valid=out.valid)
+        (low, high), valid = self.iou, out.valid
+        if not self.train_outside:
+            inside = jnp.concatenate(
+                [out.anchors[:, :2] >= 0, out.anchors[:, 2:] <= size[None, ::-1].astype(jnp.float32)], axis=1
+            )
+            valid &= jnp.all(inside, axis=1)
+        matches = match(out.anchors, gt, high=high, low=low, low_quality=True, boxes_valid=valid)
         positive, negative = sample_anchors(key, matches, self.num_samples, self.positive_fraction)
         objectness, count = objectness_loss(out.logits, positive, positive | negative)
         targets = box_ops.encode(gt.boxes[matches.gt], out.anchors, BOX_WEIGHTS)

@@ -32,22 +32,24 @@ def mask_rcnn(depth: int = 50) -> ConfigDict:
         "sizes": ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,)), "ratios": (0.5, 1.0, 2.0),
         "rounded": False, "stride_from_grid": False, "iou": (0.3, 0.7), "num_samples": 256, "positive_fraction": 0.5,
         "beta": 0.0, "divide_by_slots": True, "pre_nms": (2000, 1000), "post_nms": (1000, 1000), "nms_threshold": 0.7,
-        "min_size": 0.0,
+        "min_size": 0.0, "train_outside": True,
     })  # fmt: skip
     config.roi = ConfigDict({
-        "num_samples": 512, "positive_fraction": 0.25, "levels": (2, 3, 4, 5),
-        "aligned": True, "sampling_ratio": 0, "level_eps": 1e-8, "canonical_size": 224.0,
+        "num_samples": 512, "positive_fraction": 0.25, "background_iou": 0.0, "levels": (2, 3, 4, 5),
+        "pooling": "align", "aligned": True, "sampling_ratio": 0, "largest": False, "context": 0,
+        "level_eps": 1e-8, "canonical_size": 224.0,
     })  # fmt: skip
     config.box = ConfigDict({
-        "num_convs": 0, "conv_dim": 256, "fc_dims": (1024, 1024), "norm": "", "class_agnostic": False,
-        "background_output": False, "size": 7,
+        "num_convs": 0, "conv_dim": 256, "fc_dims": (1024, 1024), "dropout": 0.0, "norm": "", "class_agnostic": False,
+        "background_output": False, "pooled_deltas": False, "size": 7,
         # One IoU and one row of weights for each stage: over one is a cascade.
         "iou": (0.5,), "weights": ((10.0, 10.0, 5.0, 5.0),), "beta": 0.0,
+        "regression_weight": 1.0, "regress": True, "score": "softmax",
         "score_threshold": 0.05, "nms_threshold": 0.5, "max_detections": 100, "num_candidates": 2000, "min_size": 0.0,
     })  # fmt: skip
     config.mask = ConfigDict({
-        "num_convs": 4, "dim": 256, "norm": "", "class_agnostic": False, "background_output": False, "size": 14,
-        "num_samples": 128, "soft_targets": False, "paste": "detectron2",
+        "num_convs": 4, "dim": 256, "fc_dims": (), "norm": "", "class_agnostic": False, "background_output": False,
+        "size": 14, "num_samples": 128, "soft_targets": False, "softmax": False, "paste": "detectron2",
     })  # fmt: skip
     config.keypoint = None
     return config

@@ -1,4 +1,4 @@
-"""The heads of a two-stage detector, as Detectron2 and torchvision build and initialise them.
+"""The heads of a two-stage detector for anchors and boxes, as Detectron2 and torchvision build and initialise them.
 
 Features may be bfloat16; the last layer of every head, and with it logits and deltas, is float32.
 """
@@ -7,14 +7,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Key
 
-from mrcnn_jax.nn.conv import Conv, cells_of, he_normal, within, xavier_fan_in
+from mrcnn_jax.nn.conv import Conv, cells_of, within, xavier_fan_in
 from mrcnn_jax.nn.norm import norm
 from mrcnn_jax.types import Pyramid
 
 
-def _normal(std: float):
+def normal(std: float):
     return nn.initializers.normal(std)
 
 
@@ -33,11 +33,11 @@ class RPNHead(nn.Module):
     def __call__(self, pyramid: Pyramid) -> tuple[list[Float[Array, "b _"]], list[Float[Array, "b _ 4"]]]:
         """Finest level first; a level's anchors are flattened by row, column, anchor."""
         convs = [
-            Conv(self.channels, 3, use_bias=True, dtype=self.dtype, kernel_init=_normal(0.01), name=f"conv{i + 1}")
+            Conv(self.channels, 3, use_bias=True, dtype=self.dtype, kernel_init=normal(0.01), name=f"conv{i + 1}")
             for i in range(self.num_convs)
         ]
-        objectness = Conv(self.num_anchors, 1, use_bias=True, kernel_init=_normal(0.01), name="objectness_logits")
-        regression = Conv(4 * self.num_anchors, 1, use_bias=True, kernel_init=_normal(0.01), name="anchor_deltas")
+        objectness = Conv(self.num_anchors, 1, use_bias=True, kernel_init=normal(0.01), name="objectness_logits")
+        regression = Conv(4 * self.num_anchors, 1, use_bias=True, kernel_init=normal(0.01), name="anchor_deltas")
         logits, deltas = [], []
         for level in sorted(pyramid):
             x, extent = pyramid[level]
@@ -58,101 +58,68 @@ class BoxHead(nn.Module):
     num_convs: int = 0
     conv_dim: int = 256
     fc_dims: tuple[int, ...] = (1024, 1024)
+    # The share of an FC's outputs that a training step drops (Fast R-CNN: 0.5).
+    dropout: float = 0.0
     norm: str | None = None
     dtype: str = "float32"
     axis_name: str | None = None
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "n s s c"], train: bool, valid: Bool[Array, " n"] | None = None
+        self,
+        x: Float[Array, "n s s c"],
+        train: bool,
+        valid: Bool[Array, " n"] | None = None,
+        keys: Key[Array, " n"] | None = None,
     ) -> Float[Array, "n f"]:
-        """`valid` tells which RoIs exist, for the statistics of a synchronised BatchNorm; None is all."""
-        x = _convs(x, self.num_convs, self.conv_dim, self.norm, self.dtype, self.axis_name, train, valid)
+        """`valid` tells which RoIs exist, for the statistics of a synchronised BatchNorm; None is all.
+
+        `keys` are what dropout draws from, one a RoI; without them nothing is dropped.
+        """
+        x = conv_row(x, self.num_convs, self.conv_dim, self.norm, self.dtype, self.axis_name, train, valid)
         x = x.reshape(x.shape[0], -1) if self.fc_dims else x.mean((1, 2))
         for i, features in enumerate(self.fc_dims, start=1):
             x = nn.relu(nn.Dense(features, dtype=self.dtype, kernel_init=xavier_fan_in, name=f"fc{i}")(x))
+            x = x if keys is None else dropout(x, keys, self.dropout, i)
         return x
+
+
+def dropout(x: Float[Array, "n f"], keys: Key[Array, " n"], rate: float, layer: int) -> Float[Array, "n f"]:
+    """Zero for the share `rate` of each row, the rest enlarged by as much; a row draws from its own key."""
+    if rate == 0:
+        return x
+    draw = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, layer), 1 - rate, x.shape[1:]))
+    return jnp.where(draw(keys), x / (1 - rate), 0)
 
 
 class BoxPredictor(nn.Module):
     """Class logits (column 0 is background) and box deltas, a class or one for all. Names: cls_score, bbox_pred.
 
     With `background_output`, as torchvision, `bbox_pred` has deltas for the background in front, which nobody reads.
+    With `pooled_deltas`, as in R-CNN, it reads the pooled RoI itself and not what the head makes of it.
     """
 
     num_classes: int
     class_agnostic: bool = False
     background_output: bool = False
+    pooled_deltas: bool = False
     dtype: str = "float32"
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "n f"]) -> tuple[Float[Array, "n k1"], Float[Array, "n k_or_1 4"]]:
-        x = x.astype(jnp.float32)
-        unread = 1 if self.background_output else 0
-        boxes = unread + (1 if self.class_agnostic else self.num_classes)
-        logits = nn.Dense(self.num_classes + 1, kernel_init=_normal(0.01), name="cls_score")(x)
-        deltas = nn.Dense(4 * boxes, kernel_init=_normal(0.001), name="bbox_pred")(x)
-        return logits, deltas.reshape(-1, boxes, 4)[:, unread:]
-
-
-class MaskHead(nn.Module):
-    """RoI features to one mask a class at twice the side: convolutions, 2 x 2 deconvolution, 1 x 1 predictor.
-
-    `num_classes=1` is the class-agnostic head. With `background_output`, as torchvision, `predictor` has a mask for the
-    background in front, which nobody reads. Names: conv1, norm1, ..., deconv, predictor.
-    """
-
-    num_convs: int = 4
-    dim: int = 256
-    num_classes: int = 80
-    background_output: bool = False
-    norm: str | None = None
-    dtype: str = "float32"
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "n s s c"], train: bool, valid: Bool[Array, " n"] | None = None
-    ) -> Float[Array, "n m m k"]:
-        """`valid` tells which RoIs exist, for the statistics of a synchronised BatchNorm; None is all."""
-        x = _convs(x, self.num_convs, self.dim, self.norm, self.dtype, self.axis_name, train, valid)
-        x = nn.relu(Deconv(self.dim, dtype=self.dtype, name="deconv")(x))
-        # The predictor looks at one cell at a time: apply it before the cells are put in place, on fewer channels.
-        n, h, w = x.shape[:3]
+        self, x: Float[Array, "n f"], rois: Float[Array, "n s s c"] | None = None
+    ) -> tuple[Float[Array, "n k1"], Float[Array, "n k_or_1 4"]]:
+        x = x.astype(jnp.float32)
         unread = 1 if self.background_output else 0
-        outputs = unread + self.num_classes
-        predictor = Conv(outputs, 1, use_bias=True, kernel_init=_normal(0.001), name="predictor")
-        logits = predictor(x.reshape(n, h, 4 * w, self.dim)).reshape(n, h, w, 2, 2, outputs)
-        return depth_to_space(logits[..., unread:])
+        boxes = unread + (1 if self.class_agnostic else self.num_classes)
+        logits = nn.Dense(self.num_classes + 1, kernel_init=normal(0.01), name="cls_score")(x)
+        if self.pooled_deltas:
+            x = rois.reshape(rois.shape[0], -1).astype(jnp.float32)
+        deltas = nn.Dense(4 * boxes, kernel_init=normal(0.001), name="bbox_pred")(x)
+        return logits, deltas.reshape(-1, boxes, 4)[:, unread:]
 
 
-class Deconv(nn.Module):
-    """A 2 x 2 transposed convolution of stride 2: every cell becomes four, each by its own matrix.
-
-    `kernel` is [2 2 in out] and `bias` [out]. PyTorch's ConvTranspose2d weight [in out 2 2], transposed to (2, 3, 0,
-    1), is this kernel, without the flip that Flax's ConvTranspose needs.
-    """
-
-    features: int
-    dtype: str = "float32"
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w 2 2 c2"]:
-        """The four cells of each cell; `depth_to_space` puts them in place."""
-        n, h, w, c = x.shape
-        kernel = self.param("kernel", he_normal, (2, 2, c, self.features)).astype(self.dtype)
-        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,)).astype(self.dtype)
-        cells = x.astype(self.dtype).reshape(-1, c) @ kernel.transpose(2, 0, 1, 3).reshape(c, -1)
-        return cells.reshape(n, h, w, 2, 2, self.features) + bias[None, None, None, None, None]
-
-
-def depth_to_space(x: Float[Array, "n h w 2 2 c"]) -> Float[Array, "n h2 w2 c"]:
-    """Cell (i, j) of cell (y, x) goes to (2 y + i, 2 x + j)."""
-    n, h, w, _, _, c = x.shape
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(n, 2 * h, 2 * w, c)
-
-
-def _convs(
+def conv_row(
     x: Float[Array, "n h w c"],
     num: int,
     dim: int,
@@ -168,57 +135,3 @@ def _convs(
         x = Conv(dim, 3, use_bias=not kind, dtype=dtype, name=f"conv{i}")(x)
         x = nn.relu(norm(kind, name=f"norm{i}", dtype=dtype, axis_name=axis_name)(x, extent, train))
     return x
-
-
-class KeypointHead(nn.Module):
-    """RoI features to one heatmap a keypoint at four times the side (Mask R-CNN, section 5).
-
-    Convolutions, a 4 x 4 transposed convolution of stride 2, which predicts, and bilinear interpolation to twice its
-    result. Names: conv1, ..., score_lowres.
-    """
-
-    conv_dims: tuple[int, ...] = (512,) * 8
-    num_keypoints: int = 17
-    dtype: str = "float32"
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "n s s c"], train: bool, valid: Bool[Array, " n"] | None = None
-    ) -> Float[Array, "n m m j"]:
-        """Without norms, neither `train` nor which RoIs exist makes a difference."""
-        del train, valid
-        for i, dim in enumerate(self.conv_dims, start=1):
-            x = nn.relu(Conv(dim, 3, use_bias=True, dtype=self.dtype, name=f"conv{i}")(x))
-        x = UpConv(self.num_keypoints, name="score_lowres")(x.astype(jnp.float32))
-        n, h, w, j = x.shape
-        # At the borders this repeats the outermost cells, as torch's `interpolate` with `align_corners=False`.
-        return jax.image.resize(x, (n, 2 * h, 2 * w, j), "bilinear")
-
-
-class UpConv(nn.Module):
-    """A 4 x 4 transposed convolution of stride 2, cut to twice the side, as PyTorch's with `padding=1`.
-
-    `kernel` is [4 4 in out] and `bias` [out]. PyTorch's ConvTranspose2d weight [in out 4 4], transposed to (2, 3, 0,
-    1), is this kernel, without the flip that Flax's ConvTranspose needs.
-    """
-
-    features: int
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c2"]:
-        # What PyTorch calls the fan-out of its weight is the fan-in of this one.
-        initial = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
-        kernel = self.param("kernel", initial, (4, 4, x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
-        n, h, w, c = x.shape
-        # What each cell adds to 4 x 4 cells of the result: 2 x 2 squares of four, put in place two cells apart. As one
-        # matrix product its gradient is ten times as fast on a CPU as that of XLA's transposed convolution.
-        squares = x.reshape(-1, c) @ kernel.transpose(2, 0, 1, 3).reshape(c, -1)
-        squares = squares.reshape(n, h, w, 2, 2, 2, 2, self.features)
-        ends = (0, 2), (2, 0)
-        parts = [
-            jnp.pad(depth_to_space(squares[:, :, :, i, :, j]), ((0, 0), ends[i], ends[j], (0, 0)))
-            for i in range(2)
-            for j in range(2)
-        ]
-        return sum(parts[1:], parts[0])[:, 1:-1, 1:-1] + bias[None, None, None]

@@ -78,7 +78,7 @@ class PlainNet(nn.Module):
     """One of `LAYERS` as the backbone of a detector: a map at stride 16.
 
     Strided layers are padded by half their kernel, as in Fast R-CNN's CaffeNet and ZF, so that a map of n cells becomes
-    one of n / 2, rounded up. (Fast R-CNN's VGG_CNN_M_1024 leaves some padding out, which shifts its map by some pixels.)
+    one of n / 2, rounded up. (Fast R-CNN's VGG_CNN_M_1024 leaves some padding out, which shifts its map slightly.)
     The first `frozen_stages` stages pass no gradient. Names: conv1, ..., or conv1_1, ...
     """
 

@@ -63,6 +63,24 @@ def mask_loss(
     return jnp.where(where, loss, 0.0).sum(), _count(where)
 
 
+def mask_softmax_loss(
+    logits: Float[Array, "s m m k1"],
+    targets: Float[Array, "s m m"],
+    classes: Int[Array, " s"],
+    where: Bool[Array, " s"],
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Sum over the chosen RoIs of the mean cross-entropy of their pixels, and how many RoIs they are.
+
+    Every pixel is of the RoI's class or of class 0, the background, and the classes compete (Mask R-CNN, table 2b).
+    """
+    log_p = jax.nn.log_softmax(jnp.where(where[:, None, None, None], logits, 0.0))
+    classes = jnp.where(where, classes, 0)[:, None, None, None]
+    inside = jnp.take_along_axis(log_p, jnp.broadcast_to(classes, (*targets.shape, 1)), axis=-1)[..., 0]
+    targets = jnp.where(where[:, None, None], targets, 0.0)
+    loss = -(targets * inside + (1.0 - targets) * log_p[..., 0]).mean(axis=(1, 2))
+    return jnp.where(where, loss, 0.0).sum(), _count(where)
+
+
 def keypoint_loss(
     logits: Float[Array, "s j m m"], cells: Int[Array, "s j"], where: Bool[Array, "s j"]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
