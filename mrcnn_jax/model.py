@@ -24,7 +24,7 @@ from mrcnn_jax.data.proposals import best_first
 from mrcnn_jax.data.transforms import resize, resized_shape
 from mrcnn_jax.errors import UserError
 from mrcnn_jax.evaluation.results import to_image
-from mrcnn_jax.models import zoo
+from mrcnn_jax.models import architectures
 from mrcnn_jax.models.build import build, init
 from mrcnn_jax.types import Batch, Detections, Proposals, empty_batch
 
@@ -190,7 +190,7 @@ def create(name: str, num_classes: int, **overrides: Any) -> Model:
     Raises `UserError` for a name, a key or a type of value that does not exist, and where there is no class.
     """
     _require_positive("num_classes", num_classes)
-    config = zoo.named(name)
+    config = architectures.named(name)
     config.num_classes = num_classes
     for key, value in overrides.items():
         override(config, key, value)

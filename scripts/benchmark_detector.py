@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from experiments import base
 from mrcnn_jax import distributed
 from mrcnn_jax.checkpoints.initial import initial_variables
-from mrcnn_jax.models import zoo
+from mrcnn_jax.models import architectures, zoo
 from mrcnn_jax.models.build import build
 from mrcnn_jax.optim import optimizer
 from mrcnn_jax.train_step import init_state, make_train_step
@@ -83,7 +83,7 @@ class Detector:
 
 def experiment(settings: Settings) -> ConfigDict:
     """The experiment of a named architecture. No score is too low: the last suppression gets all that it can take."""
-    model = zoo.named(settings.model)
+    model = architectures.named(settings.model)
     model.dtype = settings.precision
     model.box.score_threshold = 0.0
     config = base.experiment("benchmark", model)

@@ -19,7 +19,7 @@ import jax
 from benchmark_detector import Detector, Settings
 from benchmark_report import Report, measure
 
-from mrcnn_jax.models import zoo
+from mrcnn_jax.models import architectures
 
 PARTS = ("ops", "data", "evaluation", "compile", "train", "inference")
 # The architecture that has torchvision's conventions.
@@ -63,7 +63,7 @@ def _options() -> argparse.Namespace:
     gpu = jax.default_backend() != "cpu"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     model = "mask_rcnn_r50_fpn" if gpu else SAME_MODEL
-    parser.add_argument("--model", choices=zoo.NAMED, default=model, help="architecture")
+    parser.add_argument("--model", choices=architectures.NAMED, default=model, help="architecture")
     size = (800, 1344) if gpu else (256, 320)
     parser.add_argument("--size", type=_size, default=size, help="HEIGHTxWIDTH, multiples of 32")
     parser.add_argument("--batch", type=int, default=8 if gpu else 1, help="images in a batch, on all devices together")

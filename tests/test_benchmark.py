@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tiny
 
-from mrcnn_jax.models import zoo
+from mrcnn_jax.models import architectures
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
@@ -87,7 +87,7 @@ def test_programs_run_and_their_cost_is_told(report, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     config = tiny.model_config()
     config.num_classes = 80
-    monkeypatch.setitem(zoo.NAMED, "tiny", lambda: config)
+    monkeypatch.setitem(architectures.NAMED, "tiny", lambda: config)
     settings = benchmark_detector.Settings("tiny", (64, 64), 4, "float32")
     detector = benchmark_detector.Detector(settings)
     monkeypatch.setattr(benchmark_detector, "Detector", lambda settings: detector)

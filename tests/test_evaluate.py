@@ -18,7 +18,7 @@ from mrcnn_jax.evaluation.coco_metrics import score
 from mrcnn_jax.evaluation.evaluate import evaluate
 from mrcnn_jax.evaluation.run import Evaluator
 from mrcnn_jax.model import Model
-from mrcnn_jax.models import zoo
+from mrcnn_jax.models import architectures
 from mrcnn_jax.models.build import build
 from mrcnn_jax.types import Batch, Detections
 
@@ -169,7 +169,7 @@ def test_the_rule_of_a_model_is_that_of_its_conventions():
         ("torchvision_faster_rcnn_r50_fpn", "torchvision"),
         ("torchvision_keypoint_rcnn_r50_fpn", "torchvision"),
     ):
-        assert rule_of(zoo.named(name)) == rule
+        assert rule_of(architectures.named(name)) == rule
 
 
 def test_the_device_runs_one_batch_ahead(monkeypatch):

@@ -17,7 +17,7 @@ from mrcnn_jax.checkpoints.recognise import recognise
 from mrcnn_jax.checkpoints.weight_files import WeightFile
 from mrcnn_jax.data.dataset import Category
 from mrcnn_jax.errors import UserError
-from mrcnn_jax.models import zoo
+from mrcnn_jax.models import architectures, zoo
 from mrcnn_jax.models.build import build
 
 
@@ -36,9 +36,9 @@ def tiny_config(library: str = "detectron2") -> ConfigDict:
     return zoo.torchvision_v1(config) if library == "torchvision" else config
 
 
-@pytest.mark.parametrize("name", zoo.NAMED)
+@pytest.mark.parametrize("name", architectures.NAMED)
 def test_every_named_architecture_is_recognised(name):
-    expected = zoo.named(name)
+    expected = architectures.named(name)
     library = "torchvision" if name.startswith("torchvision") else "detectron2"
     shapes = {e.key: e.key_shape for e in entries(expected, library)}
     found = recognise(shapes, library, "weights.pth")
@@ -110,7 +110,7 @@ def test_microsofts_resnet_under_caffe2s_names():
 
 @pytest.mark.parametrize("base", ["mask_rcnn_r50_fpn", "mask_rcnn_r50_c4"])
 def test_torchvisions_resnet_begins_any_model(base):
-    config = zoo.named(base)
+    config = architectures.named(base)
     arrays = {
         key.removeprefix("backbone.body."): array
         for key, array in arrays_of(zoo.torchvision_v2(zoo.mask_rcnn(50)), "torchvision").items()

@@ -12,7 +12,7 @@ from mrcnn_jax.data import coco
 from mrcnn_jax.data.dataset import Category
 from mrcnn_jax.data.published_classes import numbered, published_classes
 from mrcnn_jax.errors import UserError
-from mrcnn_jax.models import zoo
+from mrcnn_jax.models import architectures
 
 
 def run(
@@ -33,7 +33,7 @@ def run(
     """
     if out.exists():
         raise UserError(f"{out} exists already: choose another --out, or delete it")
-    model = zoo.named(arch) if arch else None
+    model = architectures.named(arch) if arch else None
     changes = parse_overrides(overrides)
     weights = import_weights(
         file, model=model, backbone_of=model, overrides=changes, allow_partial=allow_partial,

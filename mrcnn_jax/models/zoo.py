@@ -1,14 +1,10 @@
-"""The family as configs: plain functions that make a model config or change one, and the configs that have a name.
+"""The family as configs: plain functions that make a model config or change one.
 
 A model config is a plain `ConfigDict` of values, from which `build` makes the network. Detectron2 and torchvision
 differ in two dozen of them: each convention is a function here, so that public weights of both run unchanged.
 """
 
-from collections.abc import Callable
-
 from ml_collections import ConfigDict
-
-from mrcnn_jax.errors import UserError
 
 
 def mask_rcnn(depth: int = 50) -> ConfigDict:
@@ -81,6 +77,13 @@ def keypoint_rcnn(depth: int = 50) -> ConfigDict:
     return config
 
 
+def rpn(config: ConfigDict) -> ConfigDict:
+    """The Region Proposal Network alone; it detects 2,000 proposals, as Detectron2's `rpn_R_50`."""
+    config.box = config.mask = config.keypoint = None
+    config.rpn.update({"post_nms": (2000, 2000), "pre_nms": (2000, 1000)})
+    return config
+
+
 def cascade(config: ConfigDict) -> ConfigDict:
     """Three box stages at rising IoU, their deltas the same for all classes (Cai & Vasconcelos, 2018)."""
     config.rpn.post_nms = (2000, 1000)
@@ -105,6 +108,13 @@ def dc5(config: ConfigDict) -> ConfigDict:
     """No pyramid: proposals and RoIs from a res5 whose convolutions are dilated so that it stays at stride 16."""
     config = _single_map(config, channels=2048)
     config.backbone.dilated = True
+    return config
+
+
+def c5(config: ConfigDict) -> ConfigDict:
+    """No pyramid: proposals and RoIs from res5 as it is, at stride 32 (He et al., "Mask R-CNN", 2017, table 2d)."""
+    config = _single_map(config, channels=2048)
+    config.roi.levels = (5,)
     return config
 
 
@@ -176,60 +186,14 @@ def torchvision_v2(config: ConfigDict) -> ConfigDict:
     return config
 
 
-# The architectures that `create` and `--arch` know by name.
-NAMED: dict[str, Callable[[], ConfigDict]] = {
-    "fast_rcnn_r50_fpn": lambda: fast_rcnn(50),
-    "faster_rcnn_r50_fpn": lambda: faster_rcnn(50),
-    "faster_rcnn_r101_fpn": lambda: faster_rcnn(101),
-    "faster_rcnn_x101_fpn": lambda: resnext(faster_rcnn(101)),
-    "faster_rcnn_r50_c4": lambda: c4(faster_rcnn(50)),
-    "faster_rcnn_r101_c4": lambda: c4(faster_rcnn(101)),
-    "faster_rcnn_r50_dc5": lambda: dc5(faster_rcnn(50)),
-    "faster_rcnn_r101_dc5": lambda: dc5(faster_rcnn(101)),
-    "mask_rcnn_r18_fpn": lambda: mask_rcnn(18),
-    "mask_rcnn_r34_fpn": lambda: mask_rcnn(34),
-    "mask_rcnn_r50_fpn": lambda: mask_rcnn(50),
-    "mask_rcnn_r101_fpn": lambda: mask_rcnn(101),
-    "mask_rcnn_x101_fpn": lambda: resnext(mask_rcnn(101)),
-    "mask_rcnn_r50_c4": lambda: c4(mask_rcnn(50)),
-    "mask_rcnn_r101_c4": lambda: c4(mask_rcnn(101)),
-    "mask_rcnn_r50_dc5": lambda: dc5(mask_rcnn(50)),
-    "mask_rcnn_r101_dc5": lambda: dc5(mask_rcnn(101)),
-    "mask_rcnn_r50_fpn_gn": lambda: _strides_in_3x3(normalised(mask_rcnn(50), "gn")),
-    "mask_rcnn_r50_fpn_syncbn": lambda: normalised(mask_rcnn(50), "bn"),
-    "mask_rcnn_r50_fpn_lsj": lambda: lsj(mask_rcnn(50)),
-    "mask_rcnn_r101_fpn_lsj": lambda: lsj(mask_rcnn(101)),
-    "cascade_mask_rcnn_r50_fpn": lambda: cascade(mask_rcnn(50)),
-    "keypoint_rcnn_r50_fpn": lambda: keypoint_rcnn(50),
-    "keypoint_rcnn_r101_fpn": lambda: keypoint_rcnn(101),
-    "keypoint_rcnn_x101_fpn": lambda: resnext(keypoint_rcnn(101)),
-    "torchvision_faster_rcnn_r50_fpn": lambda: _coco_ids(torchvision_v1(faster_rcnn(50))),
-    "torchvision_mask_rcnn_r50_fpn": lambda: _coco_ids(torchvision_v1(mask_rcnn(50))),
-    "torchvision_keypoint_rcnn_r50_fpn": lambda: torchvision_v1(keypoint_rcnn(50)),
-    "torchvision_faster_rcnn_r50_fpn_v2": lambda: _coco_ids(torchvision_v2(faster_rcnn(50))),
-    "torchvision_mask_rcnn_r50_fpn_v2": lambda: _coco_ids(torchvision_v2(mask_rcnn(50))),
-}
-
-
-def _strides_in_3x3(config: ConfigDict) -> ConfigDict:
-    config.backbone.stride_in_1x1 = False
-    return config
-
-
-def _coco_ids(config: ConfigDict) -> ConfigDict:
-    """torchvision's COCO classes are the ids, 1 to 90: ten of them are no class, but take part in the softmax."""
-    config.num_classes = 90
-    return config
-
-
-def named(name: str) -> ConfigDict:
-    """The config of a named architecture. Raises `UserError` for a name that is not in `NAMED`."""
-    if name not in NAMED:
-        raise UserError(f"no architecture named '{name}': choose one of {', '.join(NAMED)}")
-    return NAMED[name]()
-
-
 def frozen_prefixes(config: ConfigDict) -> tuple[str, ...]:
-    """Parameters that `backbone.frozen_stages` keeps as they are: 1 is the stem, 2 the stem and res2, and so on."""
-    stages = ("backbone/stem", "backbone/res2", "backbone/res3", "backbone/res4", "backbone/res5")
-    return stages[: config.backbone.frozen_stages]
+    """Parameters that `backbone.frozen_stages` keeps as they are: 1 is the stem, 2 the stem and res2, and so on.
+
+    In a plain network stage 1 is conv1 or conv1_1 and conv1_2.
+    """
+    if config.backbone is None:
+        return ()
+    stages = ("stem", "res2", "res3", "res4", "res5")
+    if "kind" in config.backbone:
+        stages = tuple(f"conv{stage}" for stage in range(1, 6))
+    return tuple(f"backbone/{stage}" for stage in stages[: config.backbone.frozen_stages])

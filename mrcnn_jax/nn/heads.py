@@ -113,7 +113,7 @@ class BoxPredictor(nn.Module):
         unread = 1 if self.background_output else 0
         boxes = unread + (1 if self.class_agnostic else self.num_classes)
         logits = nn.Dense(self.num_classes + 1, kernel_init=normal(0.01), name="cls_score")(x)
-        if self.pooled_deltas:
+        if self.pooled_deltas and rois is not None:
             x = rois.reshape(rois.shape[0], -1).astype(jnp.float32)
         deltas = nn.Dense(4 * boxes, kernel_init=normal(0.001), name="bbox_pred")(x)
         return logits, deltas.reshape(-1, boxes, 4)[:, unread:]
