@@ -132,7 +132,7 @@ def distance(images, kernel, bias, j):
 
 # Bounds are twice to three times what eight seeds gave at most. Where all images but the first show the planted kind,
 # the excess was 7e-4, and scores were off by 0.06 deviations in the mean. Where the last third alone does, 0.04 and
-# 0.18: what was passed over before is not looked at again. An SVM of the first ten images had an excess of 0.09 at least.
+# 0.18: what was passed over before is not looked at again. An SVM of the first ten images exceeded it by 0.09 or more.
 @pytest.mark.parametrize("fit_after", [100, 500, 2000])
 @pytest.mark.parametrize(("first", "most_excess", "most_difference"), [(1, 2e-3, 0.15), (40, 0.1, 0.4)])
 def test_mining_is_nearly_a_fit_to_all_negatives_at_once(monkeypatch, fit_after, first, most_excess, most_difference):
