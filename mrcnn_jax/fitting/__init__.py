@@ -1,0 +1,1 @@
+"""What R-CNN fits on a trained network's features: linear SVMs and box regressors."""
