@@ -86,6 +86,13 @@ def batch_for(config, seed=0):
     return batch.replace(proposals=Proposals(boxes, np.zeros((2, 20), np.float32), valid))
 
 
+def run(config, variables, batch, method):
+    model = build(config)
+    return jax.device_get(
+        jax.jit(lambda variables, batch: model.apply(variables, batch, method=method))(variables, batch)
+    )
+
+
 def poisoned(batch, value):
     """With every row that is not valid filled with `value`, of objects and of proposals."""
 
@@ -149,8 +156,8 @@ def test_detections_are_inside_the_image_and_best_first(member):
 
 def test_boxes_stay_where_they_were_proposed_without_regression():
     config = MEMBERS["rcnn"]()
-    model, batch = build(config), batch_for(config)
-    found = model.apply(tiny.variables(model), batch.replace(gt=None), method="detect")
+    batch = batch_for(config)
+    found = run(config, tiny.variables(build(config)), batch.replace(gt=None), "detect")
     proposed = np.clip(batch.proposals.boxes[0], 0, 64)
     for box in found.boxes[0][found.valid[0]]:
         assert np.abs(proposed - np.asarray(box)).max(axis=1).min() < 1e-5
@@ -159,13 +166,23 @@ def test_boxes_stay_where_they_were_proposed_without_regression():
 def test_margins_are_the_logits():
     config = MEMBERS["rcnn_svm"]()
     config.box.score_threshold = -100.0
-    model, batch = build(config), batch_for(config)
-    variables = tiny.variables(model)
-    margins = model.apply(variables, batch.replace(gt=None), method="detect")
+    batch, variables = batch_for(config).replace(gt=None), tiny.variables(build(config))
+    margins = run(config, variables, batch, "detect")
     config.box.score = "softmax"
-    assert float(margins.scores[0, 0]) > 1 or float(margins.scores[0].min()) < 0
-    softmax = build(config).apply(variables, batch.replace(gt=None), method="detect")
+    assert margins.scores.max() > 1 or margins.scores.min() < 0
+    softmax = run(config, variables, batch, "detect")
     assert np.all((softmax.scores >= 0) & (softmax.scores <= 1))
+
+
+def test_regions_pass_the_network_in_chunks_of_any_number(monkeypatch):
+    config = MEMBERS["rcnn"]()
+    batch, variables = batch_for(config), tiny.variables(build(config))
+    whole = run(config, variables, batch, "region_features")
+    monkeypatch.setattr("mrcnn_jax.models.rcnn._CHUNK", 7)
+    chunked = run(config, variables, batch, "region_features")
+    assert [x.shape for x in whole] == [(2, 20, 16), (2, 20, 128)]
+    assert np.abs(whole[0]).max() > 0
+    chex.assert_trees_all_close(chunked, whole, rtol=1e-5, atol=1e-6)
 
 
 def test_dropout_draws_from_the_image_alone():
@@ -177,44 +194,41 @@ def test_dropout_draws_from_the_image_alone():
     alone = [losses(variables, jax.tree.map(lambda x, i=i: x[i : i + 1], batch), KEY)[0] for i in range(2)]
     swapped = losses(variables, jax.tree.map(lambda x: x[::-1], batch), KEY)[0]
     np.testing.assert_allclose(swapped, sum(alone), rtol=1e-5)
-    config.box.dropout = 0.0
-    model = build(config)
-    whole = model.apply(variables, batch, KEY, method="losses")[0]["box_class"][0]
-    assert abs(float(whole - swapped)) > 1e-3
+    another = losses(variables, batch, jax.random.key(4))[0]
+    assert abs(float(another - swapped)) > 1e-3
 
 
 def test_crossing_anchors_are_left_out_of_training_alone():
     config = faster()
-    model, batch = build(config), batch_for(config)
-    variables = tiny.variables(model)
+    config.rpn.num_samples = 100
+    batch, variables = batch_for(config), tiny.variables(build(config))
 
-    @jax.jit
-    def sampled(variables, batch):
+    def count(config):
         def read(module, batch):
             out = module.rpn(module.features(batch, train=True), batch.image.shape[1:3])
-            return module.rpn.losses(
-                jax.tree.map(lambda x: x[0], out),
-                batch.gt.replace(**{name: x[0] for name, x in vars(batch.gt).items() if x is not None}),
-                batch.size[0],
-                None,
-            )
+            return jax.vmap(module.rpn.losses, (0, 0, 0, None))(out, batch.gt, batch.size, None)["rpn_objectness"][1]
 
-        return model.apply(variables, batch, method=read)
+        return run(config, variables, batch, read)
 
-    inside = sampled(variables, batch)["rpn_objectness"][1]
-    # Of 16 cells with nine anchors only some fit into 64 x 64 pixels.
-    assert 0 < inside < 32
+    # Of the nine anchors of 16 cells only some lie inside 64 x 64 pixels.
+    inside = count(config)
+    assert (inside > 10).all()
+    config.rpn.train_outside = True
+    assert (count(config) > inside).all()
 
 
 def test_background_has_to_overlap_as_much_as_the_config_says():
     config = MEMBERS["fast"]()
     model, batch = build(config), batch_for(config)
-    one = jax.tree.map(lambda x: x[0], batch.replace(valid=batch.valid))
-    far = one.proposals.replace(boxes=np.full((20, 4), [0, 0, 1, 1], np.float32), valid=np.ones(20, bool))
-    few = model.apply({}, KEY, far, one.gt, method="sample")
+    gt = jax.tree.map(lambda x: x[0], batch.gt)
+    boxes = np.full((20, 4), [0, 0, 1, 1], np.float32)
+    far = Proposals(boxes, np.zeros(20, np.float32), np.ones(20, bool))
+    sample = jax.jit(lambda far, gt: model.apply({}, KEY, far, gt, method="sample"))
+    few = sample(far, gt)
     assert not np.any(few.valid & ~few.positive)
     config.roi.background_iou = 0.0
-    many = build(config).apply({}, KEY, far, one.gt, method="sample")
+    model = build(config)
+    many = jax.jit(lambda far, gt: model.apply({}, KEY, far, gt, method="sample"))(far, gt)
     assert np.any(many.valid & ~many.positive)
 
 

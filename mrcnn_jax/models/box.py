@@ -58,11 +58,21 @@ class BoxStage(nn.Module):
 
         Dropout, if the head has any, draws from `key`, one an image.
         """
+        features = self.features(rois, valid, train, key)
+        logits, deltas = self.predictor(features.reshape(-1, features.shape[-1]), rois.reshape(-1, *rois.shape[2:]))
+        return BoxOutput(logits.reshape(*valid.shape, -1), deltas.reshape(*valid.shape, -1, 4))
+
+    def features(
+        self,
+        rois: Float[Array, "b r s s c"],
+        valid: Bool[Array, "b r"],
+        train: bool,
+        key: Key[Array, " b"] | None = None,
+    ) -> Float[Array, "b r f"]:
+        """What the classes are told from; arguments as for a call."""
         b, r = valid.shape
         keys = None if key is None else jax.vmap(lambda key: jax.random.split(key, r))(key).reshape(-1)
-        rois = rois.reshape(b * r, *rois.shape[2:])
-        logits, deltas = self.predictor(self.head(rois, train, valid.reshape(-1), keys), rois)
-        return BoxOutput(logits.reshape(b, r, -1), deltas.reshape(b, r, -1, 4))
+        return self.head(rois.reshape(b * r, *rois.shape[2:]), train, valid.reshape(-1), keys).reshape(b, r, -1)
 
     def losses(self, out: BoxOutput, samples: Samples, gt: GroundTruth) -> dict[str, tuple[Array, Array]]:
         """Cross-entropy over all samples and box loss over the positives of ONE image, both divided by all samples."""

@@ -9,7 +9,7 @@ FPN, and a stage of the backbone as the trunk that all RoIs pass (C4); no backbo
 regions of the image (R-CNN); no box stage (RPN alone).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import jax
@@ -27,6 +27,9 @@ from mrcnn_jax.types import Batch, Detections, GroundTruth, Proposals, Pyramid, 
 
 # {name: (total, weight)}: divide once, after the sums over images and devices.
 Losses = dict[str, tuple[Array, Array]]
+
+# Regions of an image that pass a whole network at one time.
+_CHUNK = 64
 
 
 class RCNN(nn.Module):
@@ -136,6 +139,14 @@ class RCNN(nn.Module):
         out = self.rpn(pyramid, batch.image.shape[1:3])
         return self.propose(self.rpn, pyramid, out, batch, train=False)
 
+    def region_features(self, batch: Batch) -> tuple[Float[Array, "b p f"], Float[Array, "b p f2"]]:
+        """What the class scores of each proposal are read from, and what its deltas are: for later fits (R-CNN)."""
+        pyramid, stage = self.features(batch, train=False), self.box[0]
+        rois = self.find_proposals(batch, pyramid)
+        pooled = self.regions(stage, pyramid, rois.boxes, rois.valid, train=False)
+        features = stage.features(pooled, rois.valid, train=False)
+        return features, pooled.reshape(*rois.valid.shape, -1) if stage.predictor.pooled_deltas else features
+
     def features(self, batch: Batch, *, train: bool) -> Pyramid:
         """The maps that RPN and heads read."""
         # A row without an image has no cell, so that no statistics see it.
@@ -160,8 +171,13 @@ class RCNN(nn.Module):
         self, part: nn.Module, pyramid: Pyramid, boxes: Float[Array, "b r 4"], valid: Bool[Array, "b r"], *, train: bool
     ) -> Float[Array, "b r s s c"]:
         """The features of RoIs, as large as `part`, a box stage or a task, reads them."""
-        pooled = self.pooler(pyramid, boxes, valid, part.size)
-        return pooled if self.trunk is None else over_rois(self.trunk, pooled, valid, train)
+
+        def read(module: RCNN, boxes: Array, valid: Array) -> Array:
+            pooled = module.pooler(pyramid, boxes, valid, part.size)
+            return pooled if module.trunk is None else over_rois(module.trunk, pooled, valid, train)
+
+        # The inner maps of a whole network for thousands of regions do not fit into memory: one chunk after the other.
+        return read(self, boxes, valid) if train or self.backbone is not None else _in_chunks(self, read, boxes, valid)
 
     def sample(self, key: Array | None, proposals: Proposals, gt: GroundTruth) -> Samples:
         """The RoIs of ONE image to train on, positives first."""
@@ -191,6 +207,19 @@ def _given(batch: Batch) -> Proposals:
     if batch.proposals is None:
         raise UserError("this model finds no proposals of its own: give it some with the images")
     return batch.proposals
+
+
+def _in_chunks(module: nn.Module, read: Callable, boxes: Array, valid: Array) -> Array:
+    """`read(module, boxes, valid)` for a few RoIs [b r ...] at a time."""
+    (b, r), chunk = valid.shape, min(_CHUNK, valid.shape[1])
+
+    def split(x: Array) -> Array:
+        x = jnp.pad(x, ((0, 0), (0, -r % chunk), *((0, 0) for _ in x.shape[2:])))
+        return x.reshape(b, -1, chunk, *x.shape[2:]).swapaxes(0, 1)
+
+    scan = nn.scan(lambda module, _, x: (_, read(module, *x)), variable_broadcast=("params", "batch_stats"))
+    found = scan(module, None, (split(boxes), split(valid)))[1].swapaxes(0, 1)
+    return found.reshape(b, -1, *found.shape[3:])[:, :r]
 
 
 def _scale_gradient(x: Array, factor: float) -> Array:
