@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Integer
 from PIL import Image
 from pycocotools import mask as rle
 
@@ -55,7 +55,7 @@ def load(root: str | Path, split: str, categories: Sequence[Category] | None = N
     files = _files(root, split)
     with Progress(f"read Cityscapes {split}", len(files)) as progress:
         for image_id, (image, annotation) in enumerate(files, start=1):
-            record = _record(_instance_ids(annotation), with_ignored=split != "train")
+            record = _record(annotation, with_ignored=split != "train")
             name = image.relative_to(root).as_posix()
             records.append(replace(record, image_id=image_id, source=image, file_name=name))
             progress.update(image_id)
@@ -114,7 +114,7 @@ def _named(folder: Path, suffix: str) -> dict[tuple[str, str], Path]:
     return {(path.parent.name, path.name.removesuffix(suffix)): path for path in folder.glob(f"*/*{suffix}")}
 
 
-def _instance_ids(path: Path) -> Int[np.ndarray, "h w"]:
+def _instance_ids(path: Path) -> Integer[np.ndarray, "h w"]:
     # Looks at the header, so that no memory is taken for an image that is too large.
     images.size_of(path)
     try:
@@ -127,13 +127,19 @@ def _instance_ids(path: Path) -> Int[np.ndarray, "h w"]:
     return ids
 
 
-def _record(ids: Int[np.ndarray, "h w"], *, with_ignored: bool) -> Record:
+def _record(path: Path, *, with_ignored: bool) -> Record:
     """The objects of one image; as classes, Cityscapes' ids."""
+    ids = _instance_ids(path)
     # Column by column, as RLE goes: the run of equal ids `k` covers starts[k] to ends[k].
     flat = ids.T.ravel()
     starts = np.append(0, np.flatnonzero(flat[1:] != flat[:-1]) + 1)
     ends = np.append(starts[1:], flat.size)
     values = flat[starts]
+    strange = values[(values > _LAST_CLASS) & ((values < 24_000) | (values >= 34_000))]
+    if len(strange):
+        raise UserError(
+            f"{path}: {strange[0]} is no instance id of Cityscapes, perhaps one of its training ids; fetch it again"
+        )
 
     regions = [n for n in np.unique(values).tolist() if (n // 1000 or n) in _NAMES]
     masks = tuple(_rle(starts[values == n], ends[values == n], ids.shape) for n in regions)

@@ -1,7 +1,7 @@
 """Cityscapes' figures for instances (Cordts et al., 2016): AP and AP50 of masks.
 
-The arithmetic is that of the published script, cityscapesscripts' evalInstanceLevelSemanticLabeling.py, and differs from
-COCO's. At each IoU threshold and for each class, over all images:
+The arithmetic is the published script's (cityscapesscripts, evalInstanceLevelSemanticLabeling.py), and not that of
+COCO. At each IoU threshold and for each class, over all images:
 
 - An object counts if it is no group and has 100 pixels or more.
 - A detection hits an object of its class if their IoU is above the threshold. Of several that hit one object the best

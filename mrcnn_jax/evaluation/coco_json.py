@@ -25,8 +25,7 @@ def ground_truth(source: Source, kind: str) -> tuple[dict, tuple[str, ...]]:
     Annotations are numbered from 1. A missing box or area is taken from the mask (without a mask, the area from the
     box). An object without a mask cannot be scored by mask: it becomes an ignore region (as a crowd is) of its box's
     shape, so that finding it is neither right nor wrong. One without keypoints counts as one with none labelled, which
-    COCO ignores too. Where masks are scored, an image's `ignored_region` is passed on as RLE: COCO's evaluators leave it
-    alone, and Cityscapes' reads it.
+    COCO ignores too. For masks, an image's `ignored_region` is passed on as RLE, which Cityscapes' metric reads.
 
     Returns the data set (`images`, `categories`, `annotations`) and one line for each sort of repair.
 
