@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 from jaxtyping import Integer
 from PIL import Image
@@ -55,9 +56,7 @@ def load(root: str | Path, split: str, categories: Sequence[Category] | None = N
     files = _files(root, split)
     with Progress(f"read Cityscapes {split}", len(files)) as progress:
         for image_id, (image, annotation) in enumerate(files, start=1):
-            record = _record(annotation, with_ignored=split != "train")
-            name = image.relative_to(root).as_posix()
-            records.append(replace(record, image_id=image_id, source=image, file_name=name))
+            records.append(_record(image_id, image, annotation, with_ignored=split != "train"))
             progress.update(image_id)
 
     annotated = {str(number) for record in records for number in np.unique(record.classes)}
@@ -68,13 +67,13 @@ def load(root: str | Path, split: str, categories: Sequence[Category] | None = N
     lookup = np.zeros(_LAST_CLASS + 1, np.int32)
     for number, class_ in class_of.items():
         lookup[int(number)] = class_
-    first, numbered = 1, []
-    for record in records:
-        ids = np.arange(first, first + len(record.boxes))
-        numbered.append(replace(record, classes=lookup[record.classes], annotation_ids=ids))
-        first += len(ids)
-    _tell(numbered, report)
-    return Dataset(classes, numbered, f"cityscapes {split}"), report
+    starts = np.cumsum([1, *(len(record.boxes) for record in records)])
+    _tell(records, report)
+    records = [
+        replace(record, classes=lookup[record.classes], annotation_ids=np.arange(first, first + len(record.boxes)))
+        for record, first in zip(records, starts.tolist(), strict=False)
+    ]
+    return Dataset(classes, records, f"cityscapes {split}"), report
 
 
 def to_coco(dataset: Dataset) -> dict:
@@ -127,18 +126,18 @@ def _instance_ids(path: Path) -> Integer[np.ndarray, "h w"]:
     return ids
 
 
-def _record(path: Path, *, with_ignored: bool) -> Record:
-    """The objects of one image; as classes, Cityscapes' ids."""
-    ids = _instance_ids(path)
+def _record(image_id: int, image: Path, annotation: Path, *, with_ignored: bool) -> Record:
+    """One image with its objects; as classes, Cityscapes' ids."""
+    ids = _instance_ids(annotation)
     # Column by column, as RLE goes: the run of equal ids `k` covers starts[k] to ends[k].
-    flat = ids.T.ravel()
+    flat = cv2.transpose(ids).ravel()
     starts = np.append(0, np.flatnonzero(flat[1:] != flat[:-1]) + 1)
     ends = np.append(starts[1:], flat.size)
     values = flat[starts]
     strange = values[(values > _LAST_CLASS) & ((values < 24_000) | (values >= 34_000))]
     if len(strange):
         raise UserError(
-            f"{path}: {strange[0]} is no instance id of Cityscapes, perhaps one of its training ids; fetch it again"
+            f"{annotation}: {strange[0]} is no instance id of Cityscapes, perhaps one of its training ids; fetch it again"
         )
 
     regions = [n for n in np.unique(values).tolist() if (n // 1000 or n) in _NAMES]
@@ -147,8 +146,8 @@ def _record(path: Path, *, with_ignored: bool) -> Record:
     boxes[:, 2:] += boxes[:, :2]
     ignored = np.isin(values, _IGNORED) if with_ignored else np.zeros(len(values), bool)
     return Record(
-        image_id=0,
-        source=b"",
+        image_id=image_id,
+        source=image,
         height=ids.shape[0],
         width=ids.shape[1],
         boxes=boxes,
@@ -156,6 +155,8 @@ def _record(path: Path, *, with_ignored: bool) -> Record:
         crowd=np.array([n < 1000 for n in regions], bool),
         areas=np.asarray(rle.area(list(masks)), np.float32).reshape(-1),
         segmentations=masks,
+        # leftImg8bit/SPLIT/CITY/NAME
+        file_name="/".join(image.parts[-4:]),
         ignored_region=_rle(starts[ignored], ends[ignored], ids.shape) if ignored.any() else None,
     )
 
@@ -168,21 +169,20 @@ def _rle(starts: np.ndarray, ends: np.ndarray, shape: tuple[int, ...]) -> dict:
     counts = np.diff(np.stack([starts, ends], axis=1).ravel(), prepend=0, append=height * width)
     # A run of no pixels at the end is not written.
     counts = counts[: len(counts) - (counts[-1] == 0)]
-    return rle.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
+    return dict(rle.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width))
 
 
 def _tell(records: list[Record], report: Report) -> None:
-    small, groups, empty = [], [], []
-    for record in records:
-        few = ~record.crowd & (record.areas < _SCORED_FROM)
-        small.extend(record.annotation_ids[few])
-        groups.extend(record.annotation_ids[record.crowd])
-        if not len(record.boxes):
-            empty.append(record.image_id)
-    if small:
-        report.note(f"object of fewer than {_SCORED_FROM} pixels, which Cityscapes does not score", "annotation", small)
-    if groups:
-        report.note("group of objects, taken as a crowd", "annotation", groups)
+    # Annotations are numbered from 1 over all images.
+    crowd = np.concatenate([record.crowd for record in records])
+    small = ~crowd & (np.concatenate([record.areas for record in records]) < _SCORED_FROM)
+    for text, which in (
+        (f"object of fewer than {_SCORED_FROM} pixels, which Cityscapes does not score", small),
+        ("group of objects, taken as a crowd", crowd),
+    ):
+        if which.any():
+            report.note(text, "annotation", np.flatnonzero(which) + 1)
+    empty = [record.image_id for record in records if not len(record.boxes)]
     if len(empty) == len(records):
         report.warning("no image has an object of the eight classes: there is nothing to learn")
     elif empty:
