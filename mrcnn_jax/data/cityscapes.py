@@ -137,7 +137,7 @@ def _record(image_id: int, image: Path, annotation: Path, *, with_ignored: bool)
     strange = values[(values > _LAST_CLASS) & ((values < 24_000) | (values >= 34_000))]
     if len(strange):
         raise UserError(
-            f"{annotation}: {strange[0]} is no instance id of Cityscapes, perhaps one of its training ids; fetch it again"
+            f"{annotation}: {strange[0]} is no instance id of Cityscapes, perhaps one for training; fetch it again"
         )
 
     regions = [n for n in np.unique(values).tolist() if (n // 1000 or n) in _NAMES]

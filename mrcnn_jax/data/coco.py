@@ -30,8 +30,9 @@ def load(
     flat, too deep or of two corners; RLE in any coding; crowd flags on all brushed masks; sizes absent (read from the
     images). Dropped and reported: boxes without area or outside the image; parts of polygons without area or of fewer
     than three points; a few annotations of an unknown image or category. An object without a mask is kept for its box.
-    Images without annotations are kept. An error: images that are not on disk, since figures without them would not be
-    those of the data set; and what leaves it open what is meant.
+    Images without annotations are kept, and so is an image's `ignored_region`, which COCO itself does not have. An
+    error: images that are not on disk, since figures without them would not be those of the data set; and what leaves
+    it open what is meant.
 
     Args:
         images_dir: folder of the images.
