@@ -150,6 +150,10 @@ class TestRules:
         assert score(truth(), found((OBJECT, 0.5))).figures == {"AP": -1.0, "AP50": -1.0}
 
 
+def test_nothing_at_all():
+    assert score({"images": [], "annotations": [], "categories": []}, [])["AP"] == -1.0
+
+
 def test_void_is_missed():
     assert "no image has an ignored_region" in score(truth((OBJECT, False)), []).notes[-1]
     assert not any("void" in note for note in score(truth((OBJECT, False), void=ELSEWHERE), []).notes)

@@ -33,7 +33,7 @@ _MIN_PIXELS = 100
 
 @dataclass(frozen=True)
 class _Category:
-    """Objects, detections, and pairs of them that share pixels, of one category over all images."""
+    """Objects and detections of one category, and the pairs of them that share pixels, in one image or all."""
 
     # Whether the object counts, or is a group or too small.
     counts: Bool[np.ndarray, " objects"]
@@ -67,6 +67,7 @@ def score(gt: coco_json.Source, dt: coco_json.Source) -> Metrics:
     if not any("ignored_region" in image for image in truth["images"]):
         notes += ("no image has an ignored_region: detections in Cityscapes' void count as false",)
     table = np.array([_average_precisions(category) for category in _categories(truth, found)])
+    table = table.reshape(-1, len(_THRESHOLDS))
     defined = table[~np.isnan(table[:, 0])]
     means = np.where(np.isnan(table[:, 0]), -1.0, table.mean(axis=1))
     return Metrics(
@@ -87,18 +88,26 @@ def _categories(truth: dict, found: list[dict]) -> list[_Category]:
     """Counts what masks share, image by image."""
     objects, detections = _grouped(truth["annotations"]), _grouped(found)
     voids = {image["id"]: image["ignored_region"] for image in truth["images"] if "ignored_region" in image}
-    tables = []
-    for category in truth["categories"]:
-        parts, num_objects, num_detections = [], 0, 0
-        for image in truth["images"]:
-            key = image["id"], category["id"]
-            part = _overlaps(objects.get(key, []), detections.get(key, []), voids.get(image["id"]))
-            parts.append(
-                (*part[:3], part[3] + num_objects, part[4] + num_detections, part[5]),
-            )
-            num_objects, num_detections = num_objects + len(part[0]), num_detections + len(part[1])
-        tables.append(_Category(*(np.concatenate(column) for column in zip(*parts, strict=True))))
-    return tables
+    ids = [image["id"] for image in truth["images"]]
+    return [
+        _joined([_overlaps(objects.get((i, k), []), detections.get((i, k), []), voids.get(i)) for i in ids])
+        for k in (category["id"] for category in truth["categories"])
+    ]
+
+
+def _joined(images: list[_Category]) -> _Category:
+    """One category of all images, from that of each."""
+    images = [_overlaps([], [], None), *images]
+    first_object = np.cumsum([0, *(len(image.counts) for image in images)])
+    first_detection = np.cumsum([0, *(len(image.scores) for image in images)])
+    return _Category(
+        counts=np.concatenate([image.counts for image in images]),
+        scores=np.concatenate([image.scores for image in images]),
+        ignored=np.concatenate([image.ignored for image in images]),
+        pair_object=np.concatenate([image.pair_object + first_object[i] for i, image in enumerate(images)]),
+        pair_detection=np.concatenate([image.pair_detection + first_detection[i] for i, image in enumerate(images)]),
+        pair_iou=np.concatenate([image.pair_iou for image in images]),
+    )
 
 
 def _grouped(entries: list[dict]) -> dict[tuple[int, int], list[dict]]:
@@ -109,8 +118,8 @@ def _grouped(entries: list[dict]) -> dict[tuple[int, int], list[dict]]:
     return grouped
 
 
-def _overlaps(objects: list[dict], detections: list[dict], void: dict | None) -> tuple[np.ndarray, ...]:
-    """The fields of `_Category` for one image."""
+def _overlaps(objects: list[dict], detections: list[dict], void: dict | None) -> _Category:
+    """One category of one image."""
     masks = [detection["segmentation"] for detection in detections]
     pixels = np.asarray(rle.area(masks), np.int64).reshape(-1)
     # One without a pixel is no detection.
@@ -129,7 +138,7 @@ def _overlaps(objects: list[dict], detections: list[dict], void: dict | None) ->
     detection, object_ = np.nonzero(shared)
     both = shared[detection, object_]
     iou = both / (size[object_] + pixels[detection] - both)
-    return ~group & ~small, scores, ignored / pixels, object_, detection, iou
+    return _Category(~group & ~small, scores, ignored / pixels, object_, detection, iou)
 
 
 def _shared(masks: list[dict], others: list[dict], pixels: Int[np.ndarray, " d"]) -> Int[np.ndarray, "d o"]:
