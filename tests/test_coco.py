@@ -234,3 +234,19 @@ class TestFile:
         content["annotations"][1]["image_id"] = 77
         with pytest.raises(UserError, match="; and 1 more, see `mrcnn check`"):
             read(folder, content)
+
+
+class TestIgnoredRegion:
+    def test_it_goes_there_and_back(self, folder):
+        content = sound()
+        content["images"][1]["ignored_region"] = [SQUARE]
+        dataset, report = read(folder, content)
+        assert report.lines() == []
+        assert [record.ignored_region for record in dataset.records] == [None, [SQUARE]]
+        assert ["ignored_region" in image for image in dataset.to_coco()["images"]] == [False, True]
+
+    def test_of_another_size(self, folder):
+        content = sound()
+        content["images"][1]["ignored_region"] = {"size": [3, 4], "counts": [0, 12]}
+        with pytest.raises(UserError, match=r"not the image's height and width.*ignored_region of b\.png"):
+            read(folder, content)

@@ -54,6 +54,7 @@ def odd_records(png: bytes) -> list[Record]:
         keypoints=np.arange(27, dtype=np.float32).reshape(3, 3, 3) / 7,
         annotation_ids=np.array([2**53 + 1, 5, 4], np.int64),
         file_name="sub dir/Zürich.png",
+        ignored_region=crowd,
     )
     no_objects = {"keypoints": np.zeros((0, 3, 3), np.float32), "annotation_ids": np.zeros(0, np.int64)}
     return [empty, full, replace(empty, **no_objects), replace(full, keypoints=None, annotation_ids=None)]

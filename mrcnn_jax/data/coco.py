@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mrcnn_jax.data import coco_categories, images, normalise
+from mrcnn_jax.data import coco_categories, images, normalise, segmentations
 from mrcnn_jax.data.coco_files import ImageFiles, find
 from mrcnn_jax.data.dataset import Category, Dataset, Record
 from mrcnn_jax.data.report import Report
@@ -30,8 +30,9 @@ def load(
     flat, too deep or of two corners; RLE in any coding; crowd flags on all brushed masks; sizes absent (read from the
     images). Dropped and reported: boxes without area or outside the image; parts of polygons without area or of fewer
     than three points; a few annotations of an unknown image or category. An object without a mask is kept for its box.
-    Images without annotations are kept. An error: images that are not on disk, since figures without them would not be
-    those of the data set; and what leaves it open what is meant.
+    Images without annotations are kept, and so is an image's `ignored_region`, which COCO itself does not have. An
+    error: images that are not on disk, since figures without them would not be those of the data set; and what leaves
+    it open what is meant.
 
     Args:
         images_dir: folder of the images.
@@ -101,6 +102,8 @@ class _Pictures:
     paths: list[str]
     # int32 [images, 2], height and width.
     sizes: np.ndarray
+    # Those that have one, by row.
+    ignored_regions: dict[int, list | dict]
 
 
 class _Records(Sequence):
@@ -132,6 +135,7 @@ class _Records(Sequence):
             keypoints=None if found.keypoints is None else found.keypoints[own],
             annotation_ids=found.ids[own],
             file_name=pictures.file_names[index],
+            ignored_region=pictures.ignored_regions.get(index),
         )
 
 
@@ -179,7 +183,7 @@ def _pictures(entries: list, folder: Path, path: Path, report: Report) -> tuple[
     files = ImageFiles(folder)
     located = _located(_distinct(entries, report), files, report)
     rows = {identity: -1 for identity in located}
-    keys, file_names, paths, sizes = [], [], [], []
+    keys, file_names, paths, sizes, ignored_regions = [], [], [], [], {}
     for identity, (entry, name, found) in located.items():
         if found is None:
             text = "image that is not on disk, fetch it or take it out of the annotations"
@@ -189,6 +193,9 @@ def _pictures(entries: list, folder: Path, path: Path, report: Report) -> tuple[
         if size is None:
             continue
         rows[identity] = len(keys)
+        ignored = segmentations.canonical(entry.get("ignored_region"), *size, report, f"ignored_region of {name}")
+        if ignored is not None:
+            ignored_regions[len(keys)] = ignored
         keys.append(identity)
         file_names.append(name)
         paths.append(found)
@@ -198,7 +205,8 @@ def _pictures(entries: list, folder: Path, path: Path, report: Report) -> tuple[
         tried = ", ".join(str(folder / name) for name in names[:3])
         raise UserError(f"{path}: none of its {len(names):,} images is found (tried {tried}); give their folder")
     numbers = normalise.numbered(keys, "image", report)
-    return _Pictures(numbers, file_names, paths, np.asarray(sizes, np.int32).reshape(-1, 2)), rows
+    sizes = np.asarray(sizes, np.int32).reshape(-1, 2)
+    return _Pictures(numbers, file_names, paths, sizes, ignored_regions), rows
 
 
 def _distinct(entries: list, report: Report) -> dict[str, dict]:

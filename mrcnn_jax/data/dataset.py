@@ -52,6 +52,8 @@ class Record:
     file_name: str = ""
     # Regions that come with the image, best first, all of them valid; they may reach over its border.
     proposals: Proposals | None = None
+    # Polygons or RLE of what nobody annotated (Cityscapes' void): what is found there is neither right nor wrong.
+    ignored_region: list | dict | None = None
 
     def image(self) -> np.ndarray:
         """Decodes the image, uint8 RGB [height, width, 3].
@@ -105,20 +107,23 @@ class Dataset:
     def to_coco(self) -> dict:
         """The ground truth as a COCO JSON dictionary, with the data set's own category ids.
 
+        An image's `ignored_region` is a segmentation in its entry, which COCO itself does not have.
+
         Annotation ids are the file's own where every record has positive ones without repetition, else 1, 2, ... (0
         would spoil COCO's matching, which reads it as "no match"). Boxes are rounded to a thousandth of a pixel,
         which brings COCO's two decimals back from float32.
         """
         coco_images, annotations, owned = [], [], True
         for record in self.records:
-            coco_images.append(
-                {
-                    "id": int(record.image_id),
-                    "file_name": record.file_name or (record.source.name if isinstance(record.source, Path) else ""),
-                    "height": int(record.height),
-                    "width": int(record.width),
-                }
-            )
+            image = {
+                "id": int(record.image_id),
+                "file_name": record.file_name or (record.source.name if isinstance(record.source, Path) else ""),
+                "height": int(record.height),
+                "width": int(record.width),
+            }
+            if record.ignored_region is not None:
+                image["ignored_region"] = _segmentation_json(record.ignored_region)
+            coco_images.append(image)
             owned = owned and record.annotation_ids is not None
             annotations.extend(self._annotations(record))
         ids = {a["id"] for a in annotations}
@@ -144,13 +149,8 @@ class Dataset:
                 "area": round(float(record.areas[i]), 4),
                 "iscrowd": int(record.crowd[i]),
             }
-            segmentation = record.segmentations[i]
-            if isinstance(segmentation, dict):
-                counts = segmentation["counts"]
-                counts = counts.decode("ascii") if isinstance(counts, bytes) else counts
-                annotation["segmentation"] = {"size": [int(n) for n in segmentation["size"]], "counts": counts}
-            elif segmentation is not None:
-                annotation["segmentation"] = segmentation
+            if record.segmentations[i] is not None:
+                annotation["segmentation"] = _segmentation_json(record.segmentations[i])
             if record.keypoints is not None and category.keypoints:
                 points = record.keypoints[i, : len(category.keypoints)].astype(np.float64)
                 annotation["keypoints"] = [round(value, 3) for value in points.reshape(-1).tolist()]
@@ -168,6 +168,14 @@ class _Subset(Sequence):
 
     def __getitem__(self, index):
         return self._records[self._indices[index]]
+
+
+def _segmentation_json(segmentation: list | dict) -> list | dict:
+    if isinstance(segmentation, list):
+        return segmentation
+    counts = segmentation["counts"]
+    counts = counts.decode("ascii") if isinstance(counts, bytes) else counts
+    return {"size": [int(n) for n in segmentation["size"]], "counts": counts}
 
 
 def _category_json(category: Category) -> dict:

@@ -67,6 +67,7 @@ class CocoInstances(tfds.core.ShardBasedBuilder):
                     "file_name": tfds.features.Text(),
                     "height": np.int32,
                     "width": np.int32,
+                    "ignored_region": tfds.features.Text(),
                     # Whether the record had these at all; without them zeros are stored.
                     "has_keypoints": np.bool_,
                     "has_annotation_ids": np.bool_,
@@ -111,6 +112,7 @@ def _encode(record: Record, num_keypoints: int) -> dict:
         "file_name": record.file_name,
         "height": record.height,
         "width": record.width,
+        "ignored_region": _text(record.ignored_region),
         "has_keypoints": record.keypoints is not None,
         "has_annotation_ids": record.annotation_ids is not None,
         "objects": [
@@ -120,13 +122,24 @@ def _encode(record: Record, num_keypoints: int) -> dict:
                 "label": int(record.classes[i]) - 1,
                 "crowd": bool(record.crowd[i]),
                 "area": record.areas[i],
-                # bytes, the counts of an RLE, are the only thing that JSON does not know.
-                "segmentation": json.dumps(record.segmentations[i], default=bytes.decode, separators=(",", ":")),
+                "segmentation": _text(record.segmentations[i]),
                 **({"keypoints": keypoints[i]} if num_keypoints else {}),
             }
             for i in range(n)
         ],
     }
+
+
+def _text(segmentation: list | dict | None) -> str:
+    # bytes, the counts of an RLE, are the only thing that JSON does not know.
+    return json.dumps(segmentation, default=bytes.decode, separators=(",", ":"))
+
+
+def _segmentation(text: bytes) -> list | dict | None:
+    segmentation = json.loads(text)
+    if isinstance(segmentation, dict):
+        segmentation["counts"] = segmentation["counts"].encode()
+    return segmentation
 
 
 def _image_bytes(record: Record) -> bytes:
@@ -143,10 +156,6 @@ def _image_bytes(record: Record) -> bytes:
 
 def _decode(example: dict, num_keypoints: int) -> Record:
     objects = example["objects"]
-    segmentations = [json.loads(text) for text in objects["segmentation"]]
-    for segmentation in segmentations:
-        if isinstance(segmentation, dict):
-            segmentation["counts"] = segmentation["counts"].encode()
     # A sequence of length zero comes back without its trailing shape.
     boxes = np.asarray(objects["box"], np.float32).reshape(-1, 4)
     keypoints = np.asarray(objects.get("keypoints", ()), np.float32).reshape(len(boxes), num_keypoints, 3)
@@ -159,10 +168,12 @@ def _decode(example: dict, num_keypoints: int) -> Record:
         classes=np.asarray(objects["label"], np.int32) + 1,
         crowd=np.asarray(objects["crowd"], bool),
         areas=np.asarray(objects["area"], np.float32),
-        segmentations=tuple(segmentations),
+        segmentations=tuple(map(_segmentation, objects["segmentation"])),
         keypoints=keypoints if example["has_keypoints"] else None,
         annotation_ids=np.asarray(objects["annotation_id"], np.int64) if example["has_annotation_ids"] else None,
         file_name=example["file_name"].decode(),
+        # Files of an earlier version have none.
+        ignored_region=_segmentation(example.get("ignored_region", b"null")),
     )
 
 

@@ -25,7 +25,7 @@ def ground_truth(source: Source, kind: str) -> tuple[dict, tuple[str, ...]]:
     Annotations are numbered from 1. A missing box or area is taken from the mask (without a mask, the area from the
     box). An object without a mask cannot be scored by mask: it becomes an ignore region (as a crowd is) of its box's
     shape, so that finding it is neither right nor wrong. One without keypoints counts as one with none labelled, which
-    COCO ignores too.
+    COCO ignores too. For masks, an image's `ignored_region` is passed on as RLE, which Cityscapes' metric reads.
 
     Returns the data set (`images`, `categories`, `annotations`) and one line for each sort of repair.
 
@@ -62,7 +62,7 @@ def ground_truth(source: Source, kind: str) -> tuple[dict, tuple[str, ...]]:
     if kind == "keypoints" and annotations and not num_points:
         raise UserError(f"{name}: no annotation has keypoints: score boxes instead (bbox)")
     canonical = {
-        "images": [{k: image[k] for k in ("id", "height", "width") if k in image} for image in images.values()],
+        "images": [_image(image, kind, name) for image in images.values()],
         "categories": [{"id": c["id"], "name": str(c.get("name", c["id"]))} for c in categories.values()],
         "annotations": annotations,
     }
@@ -120,6 +120,13 @@ def detections(source: Source, truth: dict, kind: str, use_categories: bool) -> 
         to["iscrowd"] = 0
     note = f"{num_boxes} of {len(kept)} masks come with boxes, whose area then tells small from large (not the mask's)"
     return kept, (note,) if num_boxes else ()
+
+
+def _image(image: Mapping, kind: str, name: str) -> dict:
+    kept = {k: image[k] for k in ("id", "height", "width") if k in image}
+    if kind == "segm" and image.get("ignored_region"):
+        kept["ignored_region"] = _rle(image["ignored_region"], image, f"{name}: ignored_region of image {image['id']}")
+    return kept
 
 
 _NO_MASK = "have no mask: detections there are neither right nor wrong"
