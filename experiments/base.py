@@ -46,6 +46,13 @@ def experiment(name: str, model: ConfigDict) -> ConfigDict:
         "schedule": "step", "milestones": (60_000, 80_000), "warmup_steps": 1000, "warmup_factor": 1e-3,
         "clip_norm": 0.0, "freeze": (),
     })  # fmt: skip
+    # R-CNN: SVMs in place of the softmax, and box regressors, both fitted to the features of the trained network.
+    config.svm = ConfigDict({
+        "fit": False, "regressors": True, "c": 1e-3, "positive_weight": 2.0, "negative_iou": 0.3,
+        "regularisation": 1000.0, "min_iou": 0.6,
+    })  # fmt: skip
+    # Faster R-CNN in four steps, instead of RPN and boxes together.
+    config.alternating = False
     config.eval = ConfigDict({
         "batch_size": 8, "num_workers": 2, "backend": "hotcoco", "num_images": 0,
     })  # fmt: skip
@@ -91,14 +98,16 @@ def smoke(config: ConfigDict) -> ConfigDict:
         "buckets": ((128, 128),), "jitter": None, "max_objects": 16, "num_workers": 0,
         "train_proposals": "", "val_proposals": "", "num_proposals": (100, 50),
     })  # fmt: skip
-    if config.model.rpn is not None:
-        config.model.rpn.update({"pre_nms": (200, 100), "post_nms": (100, 50)})
-    config.model.roi.num_samples = 32
-    config.model.box.update({"max_detections": 20, "num_candidates": 200})
-    config.model.preprocess.update({"short_side": 128, "max_size": 128})
-    if config.model.backbone.norm == "frozen_bn":
+    model = config.model
+    if model.rpn is not None:
+        model.rpn.update({"pre_nms": (200, 100), "post_nms": (100, 50)})
+    model.roi.num_samples = min(model.roi.num_samples, 32)
+    if model.box is not None:
+        model.box.update({"max_detections": 20, "num_candidates": 200})
+    model.preprocess.update({"short_side": 128, "max_size": 128})
+    if model.backbone is not None and model.backbone.get("norm") == "frozen_bn":
         # With random weights and norms that do nothing, maps grow from block to block until nothing is finite.
-        config.model.backbone.norm = "gn"
+        model.backbone.norm = "gn"
     config.train.update({"batch_size": 2, "steps": 3, "log_every": 1, "eval_every": 3, "save_every": 3, "init": ""})
     config.optimizer.update({"warmup_steps": 1, "milestones": (2,), "clip_norm": 1.0})
     config.eval.update({"batch_size": 2, "num_workers": 0})

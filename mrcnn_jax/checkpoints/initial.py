@@ -77,14 +77,16 @@ def adopt(config: ConfigDict, source: Weights | None) -> tuple[ConfigDict, list[
     kept = (*_OF_THE_EXPERIMENT, *by_hand)
     changed = []
     for part, theirs in source.config.items():
-        ours = config.model[part]
+        ours = config.model.get(part)
+        if part in by_hand:
+            continue
         if part in ("fpn", "rpn") and (theirs is None or ours is None):
             if theirs is not ours:
                 changed.append(f"{part} ({'none' if theirs is None else 'has one'})")
                 config.model[part] = theirs
         elif isinstance(ours, ConfigDict) and theirs is not None:
             for key, value in theirs.items():
-                if f"{part}.{key}" not in kept and ours[key] != value:
+                if f"{part}.{key}" not in kept and key in ours and ours[key] != value:
                     changed.append(f"{part}.{key} ({ours[key]} -> {value})")
                     ours[key] = value
     told = f"{', '.join(changed[:_SHOWN])}{f' and {len(changed) - _SHOWN} more' if len(changed) > _SHOWN else ''}"
@@ -104,7 +106,8 @@ def initial_variables(
     if source is not None and not source.leaves:
         return variables, []
     if source is None:
-        return variables, [_NO_WEIGHTS] if config.model.backbone.norm == "frozen_bn" else []
+        norm = None if config.model.backbone is None else config.model.backbone.get("norm")
+        return variables, [_NO_WEIGHTS] if norm == "frozen_bn" else []
     leaves, report = flatten(variables), list(source.report)
     taken = dict(source.leaves)
     if source.categories is not None:

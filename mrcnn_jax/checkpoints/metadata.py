@@ -27,6 +27,8 @@ MAY_CHANGE = (
     "train.keep",
     "train.cpu_devices",
     "model_overrides",
+    # What is fitted to the trained network.
+    "svm.",
 )
 
 

@@ -1,10 +1,12 @@
 """`mrcnn train`."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from mrcnn_jax import distributed
+from mrcnn_jax.errors import UserError
 from mrcnn_jax.train import train
 from mrcnn_jax.visualize import curves
 
@@ -12,6 +14,21 @@ from mrcnn_jax.visualize import curves
 def run(config: ConfigDict, workdir: Path) -> dict[str, float]:
     """Train, evaluate at the end, and draw the curves. Called again, it goes on where it stopped."""
     distributed.split_cpu(config.train.cpu_devices)
-    figures = train(config, workdir)
-    curves(workdir / "metrics.csv", workdir / "curves.png")
+    figures = _stages(config)(config, workdir)
+    for metrics in sorted(workdir.glob("**/metrics.csv")):
+        curves(metrics, metrics.parent / "curves.png")
     return figures
+
+
+def _stages(config: ConfigDict) -> Callable[[ConfigDict, Path], dict[str, float]]:
+    if config.svm.fit and config.alternating:
+        raise UserError("config.svm.fit and config.alternating are two ways to train: set one of them to False")
+    if config.svm.fit:
+        from mrcnn_jax.fitting.stages import train_with_svms
+
+        return train_with_svms
+    if config.alternating:
+        from mrcnn_jax.alternating import train_alternating
+
+        return train_alternating
+    return train

@@ -78,9 +78,9 @@ def keypoint_rcnn(depth: int = 50) -> ConfigDict:
 
 
 def rpn(config: ConfigDict) -> ConfigDict:
-    """The Region Proposal Network alone; it detects 2,000 proposals, as Detectron2's `rpn_R_50`."""
+    """The Region Proposal Network alone; it detects 2,000 proposals, as Detectron2's `rpn_R_50_FPN`."""
     config.box = config.mask = config.keypoint = None
-    config.rpn.update({"post_nms": (2000, 2000), "pre_nms": (2000, 1000)})
+    config.rpn.post_nms = (config.rpn.post_nms[0], 2000)
     return config
 
 
