@@ -98,7 +98,9 @@ def find(root: Path, split: str) -> str:
     children = sorted(child for child in root.iterdir() if child.is_dir())
     folders = [folder for folder in (root, *children) if (folder / _IMAGE_SETS).is_dir()]
     if not folders:
-        raise UserError(f"{root}: neither it nor a folder in it has {_IMAGE_SETS}/: give a VOCdevkit or a folder of one")
+        raise UserError(
+            f"{root}: neither it nor a folder in it has {_IMAGE_SETS}/: give a VOCdevkit or a folder of one"
+        )
     if len(folders) > 1:
         names = ", ".join(folder.name for folder in folders)
         example = f"{folders[-1].name}/{_SETS[split][0]}"
@@ -139,7 +141,7 @@ def _listed(root: Path, sets: str, report: Report) -> list[tuple[Path, str]]:
         parent, _, name = entry.rpartition("/")
         for line in _lines(root / parent, name):
             key = root / parent, line
-            if re.fullmatch(r".*\s(-1|0|1)", line):
+            if re.fullmatch(r"\S+\s+(-1|0|1)", line) and not (root / parent / "Annotations" / f"{line}.xml").is_file():
                 report.error("image set of one class, which is no list of images, name the whole set", "set", [entry])
             elif re.search(r"[/\\\0]", line):
                 report.error("path in an image set, where names of images belong, correct it", "image", [line])
@@ -258,9 +260,7 @@ def _boxes(
     return edges, np.flatnonzero(named & numeric & solid & inside)
 
 
-def _classes(
-    found: Sequence[_Image], categories: Sequence[Category] | None, report: Report
-) -> tuple[Category, ...]:
+def _classes(found: Sequence[_Image], categories: Sequence[Category] | None, report: Report) -> tuple[Category, ...]:
     names = {name for image in found for name in image.names}
     if categories is not None:
         known = [category.name for category in categories]

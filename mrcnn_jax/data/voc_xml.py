@@ -35,7 +35,7 @@ class Annotation:
 
 
 def read(path: Path) -> Annotation:
-    """Reads the size, and of each object name, box and `difficult`; `part`, `pose`, `truncated` and the rest are not read.
+    """Reads the size, and of each object name, box and `difficult`; the rest (`part`, `truncated`, ...) is not read.
 
     Raises:
         BadXml: the file is missing or no VOC annotation, or it is refused.
