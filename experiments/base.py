@@ -15,11 +15,12 @@ def experiment(name: str, model: ConfigDict) -> ConfigDict:
     # Keys of `model` set on the command line, which weights to start from then do not change.
     config.model_overrides = ()
     config.data = ConfigDict({
-        # 'coco': a folder of images and a COCO JSON; 'tfds': a folder written by `tfds_builders`; 'shapes': drawn on
-        # the fly.
+        # 'coco': a folder of images and a COCO JSON; 'voc': a VOCdevkit or one folder of VOC's form; 'tfds': a folder
+        # written by `tfds_builders`; 'shapes': drawn on the fly.
         "kind": "coco",
         "root": "",
-        # Relative to root; left empty, they are looked for.
+        # Relative to root; left empty, they are looked for. For 'voc' annotations are image sets, of folders below root
+        # ("VOC2007/trainval,VOC2012/trainval") or of root itself ("train"), and images stay empty.
         "train_images": "", "train_annotations": "", "val_images": "", "val_annotations": "",
         # For models without an RPN: files of proposals, relative to root, and how many of an image's are used for
         # training and for inference.
@@ -27,6 +28,8 @@ def experiment(name: str, model: ConfigDict) -> ConfigDict:
         "short_sides": SHORT_SIDES, "max_size": 1333, "buckets": ((800, 1344), (1344, 800)), "flip": 0.5,
         # Large-scale jitter: (smallest, largest) scale of a square bucket; None is none.
         "jitter": None,
+        # Whether to train on objects that VOC marks as difficult.
+        "use_difficult": False,
         "max_objects": 100, "mask_size": 112, "keypoints": False, "keep_empty": False, "num_workers": 4,
         # Only for 'shapes': how many images, how large, up to how many objects of which share of the image's size, of
         # how many classes, how much of each has to be seen, how clearly they stand out, how much there is of no class.
@@ -54,6 +57,9 @@ def experiment(name: str, model: ConfigDict) -> ConfigDict:
     # Faster R-CNN in four steps, instead of RPN and boxes together.
     config.alternating = False
     config.eval = ConfigDict({
+        # 'coco': COCO's figures; 'voc07' and 'voc12': VOC's AP of boxes, sampled at 11 points as in 2007 or the area as
+        # from 2010 on, which count difficult objects neither way ('coco' counts them as any other).
+        "metric": "coco",
         "batch_size": 8, "num_workers": 2, "backend": "hotcoco", "num_images": 0,
     })  # fmt: skip
     return config

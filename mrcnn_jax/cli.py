@@ -52,7 +52,7 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
         return import_module(f"mrcnn_jax.commands.{name}").run
 
     if options.command == "score":
-        command("score")(options.gt, options.dt, options.type, options.backend)
+        command("score")(options.gt, options.dt, options.type, options.backend, options.metric)
         return 0
     if options.command == "predict":
         command("predict")(options.checkpoint, options.images, options.out, options.threshold, options.proposals)
@@ -136,6 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--gt", type=Path, required=True, metavar="JSON", help="ground truth")
     score.add_argument("--dt", type=Path, required=True, metavar="JSON", help="results")
     score.add_argument("--type", choices=("bbox", "segm", "keypoints"), default="bbox", help="default: %(default)s")
+    score.add_argument("--metric", choices=("coco", "voc07", "voc12"), default="coco", help="default: %(default)s")
     score.add_argument("--backend", choices=("hotcoco", "pycocotools"), default="hotcoco", help="default: %(default)s")
 
     importing = add("import", "Turn weights of torchvision or Detectron2 into a checkpoint.", _MODEL_OVERRIDES)

@@ -17,6 +17,7 @@ from mrcnn_jax.data import pipeline, sources
 from mrcnn_jax.data.dataset import Dataset
 from mrcnn_jax.diagnose import first_non_finite
 from mrcnn_jax.errors import UserError
+from mrcnn_jax.evaluation.metrics import best_figure, metric_of
 from mrcnn_jax.evaluation.run import Evaluator, headline
 from mrcnn_jax.interruption import Interrupted, Interruption
 from mrcnn_jax.metrics_writer import MetricsWriter
@@ -52,9 +53,10 @@ def train(config: ConfigDict, workdir: Path, *, log: Callable[[str], None] = pri
     train_data, val_data = _data(config, log)
     config = _resolved(config, train_data)
 
+    best = best_figure(metric_of(config))
     # First of all that takes time: it refuses the folder of another experiment.
     metadata = describe(config, train_data.categories)
-    checkpoints = Checkpoints(workdir, metadata, keep_last=config.train.keep_last)
+    checkpoints = Checkpoints(workdir, metadata, keep_last=config.train.keep_last, best_metric=best)
 
     model = build(config.model, distributed.AXIS)
     variables, report = initial_variables(model, config, source, train_data.categories)
@@ -129,7 +131,11 @@ def train(config: ConfigDict, workdir: Path, *, log: Callable[[str], None] = pri
                 if evaluate_now:
                     figures = headline(evaluator(state.evaluated(), workdir))
                     writer.write(done, figures)
-                    shown = (f"{name} {value:.3f}" for name, value in figures.items() if name.endswith("/AP"))
+                    shown = (
+                        f"{name} {value:.3f}"
+                        for name, value in figures.items()
+                        if name.endswith(best.removeprefix("box"))
+                    )
                     progress.say(f"step {done}: {'  '.join(shown)}")
                     window.restart()
                 if evaluate_now or save_now:

@@ -119,6 +119,17 @@ def test_keeps_the_last_and_the_best(tmp_path):
     np.testing.assert_array_equal(params["scale"], np.float32(2))
 
 
+def test_a_run_says_by_which_figure_its_best_was_chosen(tmp_path):
+    with open_run(tmp_path, keep_last=1, best_metric="box/AP50") as checkpoints:
+        for step, (ap, ap50) in enumerate([(0.1, 0.5), (0.2, 0.4), (0.15, 0.3)], start=1):
+            checkpoints.save(step, make_state(step), {}, {"box/AP": ap, "box/AP50": ap50})
+    assert sorted(child.name for child in (tmp_path / "checkpoints").iterdir()) == ["1", "3"]
+    for folder in (tmp_path, tmp_path / "checkpoints"):
+        params, _, metadata = load_params(folder)
+        np.testing.assert_array_equal(params["scale"], np.float32(1))
+        assert metadata["best_metric"] == "box/AP50"
+
+
 def test_the_newest_is_the_best_when_none_was_evaluated(tmp_path):
     with open_run(tmp_path) as checkpoints:
         for step in (1, 2):

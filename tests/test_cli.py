@@ -96,7 +96,7 @@ def test_train_gets_the_config_with_its_mode_and_overrides(experiment, calls, tm
 
 def test_each_command_hands_on_its_arguments(experiment, calls):
     assert cli.main(["score", "--gt=a.json", "--dt=b.json", "--type=segm"]) == 0
-    assert calls["score"] == (Path("a.json"), Path("b.json"), "segm", "hotcoco")
+    assert calls["score"] == (Path("a.json"), Path("b.json"), "segm", "hotcoco", "coco")
     assert cli.main(["predict", "--checkpoint=run", "a.jpg", "b.jpg", "--out=out", "--threshold=0.3"]) == 0
     assert calls["predict"] == (Path("run"), ["a.jpg", "b.jpg"], Path("out"), 0.3, None)
     assert cli.main(["eval", "--workdir=run", "--json=figures.json"]) == 0
@@ -301,5 +301,10 @@ def test_score_prints_json(tmp_path, capsys):
     (tmp_path / "dt.json").write_text(json.dumps(found))
     assert cli.main(["score", f"--gt={tmp_path / 'gt.json'}", f"--dt={tmp_path / 'dt.json'}"]) == 0
     assert json.loads(capsys.readouterr().out)["figures"]["AP"] == pytest.approx(1.0)
+    files = [f"--gt={tmp_path / 'gt.json'}", f"--dt={tmp_path / 'dt.json'}"]
+    assert cli.main(["score", *files, "--metric=voc07"]) == 0
+    assert json.loads(capsys.readouterr().out)["figures"] == {"AP": 1, "AP50": 1, "AP75": 1}
+    assert cli.main(["score", *files, "--metric=voc12", "--type=segm"]) == 2
+    assert "the metric voc12 compares bbox, not segm" in capsys.readouterr().err
     assert cli.main(["score", "--gt=missing.json", "--dt=missing.json"]) == 2
     assert "missing.json" in capsys.readouterr().err

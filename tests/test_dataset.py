@@ -93,6 +93,20 @@ def test_box_only_and_empty():
     assert not any("segmentation" in annotation for annotation in content["annotations"])
 
 
+def test_difficult_objects_are_told_and_can_be_left_out():
+    hard = record(difficult=np.array([True, False]))
+    dataset = Dataset(CATEGORIES, [hard, record(8, (13, 14)), record(9, (15, 16), difficult=np.array([True, True]))])
+    assert [a.get("difficult") for a in dataset.to_coco()["annotations"]] == [1, None, None, None, 1, 1]
+    kept = pickle.loads(pickle.dumps(dataset.without_difficult()))
+    assert [len(one.boxes) for one in kept.records] == [1, 2, 0]
+    assert kept.to_coco()["annotations"] == [a for a in dataset.to_coco()["annotations"] if "difficult" not in a]
+    first = kept.records[0]
+    np.testing.assert_array_equal(first.boxes, hard.boxes[1:])
+    np.testing.assert_array_equal(first.keypoints, hard.keypoints[1:])
+    assert (first.classes, first.crowd, first.areas, first.annotation_ids) == (1, True, 200, 12)
+    assert first.segmentations == hard.segmentations[1:]
+
+
 def test_subset_keeps_order_and_pickles():
     dataset = Dataset(CATEGORIES, [record(i) for i in range(5)]).subset(np.array([4, 1]))
     assert [r.image_id for r in pickle.loads(pickle.dumps(dataset)).records] == [4, 1]

@@ -16,7 +16,7 @@ from mrcnn_jax.data.dataset import Category, Dataset, Record
 from mrcnn_jax.errors import UserError
 from mrcnn_jax.evaluation.coco_metrics import score
 from mrcnn_jax.evaluation.evaluate import evaluate
-from mrcnn_jax.evaluation.run import Evaluator
+from mrcnn_jax.evaluation.run import Evaluator, headline
 from mrcnn_jax.model import Model
 from mrcnn_jax.models import architectures
 from mrcnn_jax.models.build import build
@@ -190,6 +190,25 @@ def test_a_full_disk_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         evaluate(oracle, batches(), DATASET, out_dir=tmp_path / "file", progress=False)
+
+
+def test_vocs_figures_are_of_boxes_alone_and_pass_over_difficult_objects(tmp_path, capsys):
+    """The second object of the first image is not found, which only counts where it is not difficult."""
+    boxes = RECORDS[0].boxes.copy()
+    boxes[1] = [0, 0, 2, 2]
+    odd = [replace(RECORDS[0], boxes=boxes, difficult=np.array([False, hard])) for hard in (False, True)]
+    missed, passed = (
+        evaluate(oracle, batches(), replace(DATASET, records=[one, *RECORDS[1:]]), metric="voc07", progress=False,
+                 out_dir=tmp_path)[0] for one in odd
+    )  # fmt: skip
+    assert "config.eval.metric=voc07 does not compare segm" in capsys.readouterr().out
+    assert list(missed) == ["bbox"]
+    assert missed["bbox"].per_class["even"] == passed["bbox"].per_class["even"] == 1
+    assert missed["bbox"].per_class["odd"] < 0.9
+    # What was found in its stead touches nothing and is as wrong in either case.
+    assert missed["bbox"].per_class["odd"] < passed["bbox"].per_class["odd"]
+    assert headline(passed) == {f"box/{name}": passed["bbox"][name] for name in ("AP", "AP50", "AP75")}
+    assert json.loads((tmp_path / "metrics.json").read_text())["bbox"]["kind"] == "voc07"
 
 
 def test_a_model_without_masks_is_scored_and_predicts():

@@ -57,7 +57,10 @@ def odd_records(png: bytes) -> list[Record]:
         ignored_region=crowd,
     )
     no_objects = {"keypoints": np.zeros((0, 3, 3), np.float32), "annotation_ids": np.zeros(0, np.int64)}
-    return [empty, full, replace(empty, **no_objects), replace(full, keypoints=None, annotation_ids=None)]
+    no_objects["difficult"] = np.zeros(0, bool)
+    bare = replace(full, keypoints=None, annotation_ids=None)
+    marked = [replace(full, difficult=np.array(marks, bool)) for marks in ((0, 1, 1), (0, 0, 0))]
+    return [empty, full, replace(empty, **no_objects), bare, *marked]
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +101,15 @@ def test_odd_records_round_trip(tmp_path, png):
         assert_same(before, after)
         # The very bytes of the file, not another encoding of its pixels.
         assert after.source == before.source
+
+
+def test_data_sets_written_before_there_was_a_mark_for_difficult_objects_are_read(tmp_path, png):
+    record = odd_records(png)[4]
+    tfds_builders.write({"train": Dataset((PERSON, THING), [record])}, tmp_path)
+    example = tfds_builders.load(tmp_path, "train").records._source[0]
+    assert example.pop("has_difficult")
+    del example["objects"]["difficult"]
+    assert_same(tfds_builders._decode(example, 3), replace(record, difficult=None))
 
 
 def test_without_keypoints(tmp_path, png):

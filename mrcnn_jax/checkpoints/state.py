@@ -58,7 +58,8 @@ class Checkpoints:
             UserError: the folder holds checkpoints of another experiment, or cannot be written.
         """
         self._workdir = Path(workdir).absolute()
-        self._metadata = dict(metadata)
+        # So that whoever reads the folder takes the same for the best.
+        self._metadata = dict(metadata) | {"best_metric": best_metric}
         saved = newest_metadata(self._workdir)
         if saved is not None:
             require_same_experiment(workdir, saved, self._metadata)
@@ -173,13 +174,12 @@ class Checkpoints:
             self._manager.reload()
 
 
-def load_params(path: str | Path, best_metric: str = "box/AP") -> tuple[Any, Any, dict[str, Any]]:
+def load_params(path: str | Path) -> tuple[Any, Any, dict[str, Any]]:
     """Reads what inference needs, without the optimiser, as NumPy arrays.
 
     Args:
         path: a run's workdir (its best checkpoint is taken, or the newest if none was evaluated), the folder of one
             step, or a folder that `save_params` wrote.
-        best_metric: what "best" means, as in `Checkpoints`.
 
     Returns:
         `(params, batch_stats, metadata)`. The params are the averaged ones where the run kept an average (`ema`).
@@ -187,7 +187,7 @@ def load_params(path: str | Path, best_metric: str = "box/AP") -> tuple[Any, Any
     Raises:
         UserError: there is no checkpoint, or it cannot be read.
     """
-    folder = _step_folder(Path(path).absolute(), best_metric)
+    folder = _step_folder(Path(path).absolute())
     try:
         metadata = _read_metadata(folder)
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
@@ -211,10 +211,7 @@ def load_params(path: str | Path, best_metric: str = "box/AP") -> tuple[Any, Any
 
 def newest_metadata(workdir: Path) -> dict[str, Any] | None:
     """The metadata of the newest checkpoint of a run; None where there is none."""
-    for step in reversed(_steps(workdir / _FOLDER)):
-        with suppress(OSError, ValueError):
-            return _read_metadata(step)
-    return None
+    return _newest_metadata(_steps(workdir / _FOLDER))
 
 
 def save_params(path: str | Path, params: Any, batch_stats: Any, metadata: Mapping[str, Any]) -> None:
@@ -265,7 +262,7 @@ def _steps(folder: Path) -> list[Path]:
     return sorted((child for child in folder.iterdir() if child.name.isdecimal()), key=lambda child: int(child.name))
 
 
-def _step_folder(path: Path, best_metric: str) -> Path:
+def _step_folder(path: Path) -> Path:
     """The folder of one step that `path` stands for."""
     if (path / "state").is_dir():
         return path
@@ -275,12 +272,22 @@ def _step_folder(path: Path, best_metric: str) -> Path:
             f"{path} holds no checkpoint: give a run's workdir, a folder WORKDIR/{_FOLDER}/STEP, or an exported folder"
         )
 
+    # Checkpoints of earlier versions do not tell.
+    best_metric = (_newest_metadata(steps) or {}).get("best_metric", "box/AP")
+
     def rank(step: Path) -> tuple[float, int]:
         file = step / "metrics" / "metrics"
         metrics = json.loads(file.read_text()) if file.is_file() else {}
         return metrics.get(best_metric, -np.inf), int(step.name)
 
     return max(steps, key=rank)
+
+
+def _newest_metadata(steps: list[Path]) -> dict[str, Any] | None:
+    for step in reversed(steps):
+        with suppress(OSError, ValueError):
+            return _read_metadata(step)
+    return None
 
 
 def _read_metadata(step_folder: Path) -> dict[str, Any]:

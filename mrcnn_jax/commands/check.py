@@ -4,9 +4,9 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from mrcnn_jax.data.check import CheckResult, check, check_proposals
+from mrcnn_jax.data.check import CheckResult, check, check_dataset, check_proposals
 from mrcnn_jax.data.report import Report
-from mrcnn_jax.data.sources import coco_paths
+from mrcnn_jax.data.sources import reader
 from mrcnn_jax.errors import UserError
 from mrcnn_jax.evaluation.results import write_json
 
@@ -31,11 +31,9 @@ def run(config: ConfigDict | None, images: Path | None, annotations: Path | None
 
 def _both(config: ConfigDict) -> dict[str, CheckResult]:
     """Training and validation images, the second by the classes of the first."""
-    if config.data.kind != "coco":
-        raise UserError(f"config.data.kind='{config.data.kind}' has no files to check: 'coco' has a folder and a JSON")
-    train = check(*coco_paths(config, "train"))
+    train = check_dataset(reader(config, "train"))
     try:
-        val = check(*coco_paths(config, "val"), categories=train.categories or None)
+        val = check_dataset(reader(config, "val", train.categories or None))
     except UserError as error:
         # What is wrong with the training set is worth knowing all the same.
         val = CheckResult(Report())

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -95,18 +95,25 @@ def check(
     workers: int | None = None,
     categories: Sequence[Category] | None = None,
 ) -> CheckResult:
-    """Reads annotations and images of a COCO data set.
+    """`check_dataset` of what `coco.read` reads; `categories` are the training set's, for a validation set."""
+    return check_dataset(lambda: coco.read(images_dir, annotations_json, categories), decode, workers)
 
-    Finds what `coco.read` finds, and in the images: files that cannot be read or are cut short, sizes that are not the
+
+def check_dataset(
+    read: Callable[[], tuple[Dataset, Report]], decode: bool = True, workers: int | None = None
+) -> CheckResult:
+    """Reads the annotations and the images of a data set.
+
+    Finds what `read` finds, and in the images: files that cannot be read or are cut short, sizes that are not the
     annotated ones, EXIF rotation, and one picture under two names. A damaged annotation file is a finding too.
 
     Args:
+        read: of a data set of files, such as `coco.read` or `voc.read` with its arguments.
         decode: decode every image; else only the headers are read, which misses files cut short and repeated pictures.
         workers: threads; by default one a CPU. (Decoding does not hold Python's lock.)
-        categories: the training set's, for a validation set.
     """
     try:
-        dataset, report = coco.read(images_dir, annotations_json, categories)
+        dataset, report = read()
     except UserError as error:
         report = Report()
         report.error(str(error))

@@ -43,9 +43,7 @@ def load(
         UserError: the file is not such a JSON, or `read` reports errors; the message gives the first.
     """
     dataset, report = read(images_dir, annotations_json, categories)
-    if report.errors:
-        more = f"; and {len(report.errors) - 1} more, see `mrcnn check`" if len(report.errors) > 1 else ""
-        raise UserError(f"{annotations_json}: {report.errors[0]}{more}")
+    report.stop_if_errors(annotations_json)
     return dataset, report
 
 

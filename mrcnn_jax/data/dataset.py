@@ -54,6 +54,8 @@ class Record:
     proposals: Proposals | None = None
     # Polygons or RLE of what nobody annotated (Cityscapes' void): what is found there is neither right nor wrong.
     ignored_region: list | dict | None = None
+    # bool [n], Pascal VOC's mark of what can hardly be seen: not to be missed, nor wrong to find. None is none.
+    difficult: np.ndarray | None = None
 
     def image(self) -> np.ndarray:
         """Decodes the image, uint8 RGB [height, width, 3].
@@ -77,6 +79,19 @@ class Record:
         except UserError as error:
             raise UserError(f"image id {self.image_id}: {error}") from error
         return pixels
+
+    def without_difficult(self) -> "Record":
+        """The same image without its difficult objects."""
+        if self.difficult is None or not self.difficult.any():
+            return self
+        keep = ~self.difficult
+        arrays = ("boxes", "classes", "crowd", "areas", "keypoints", "annotation_ids", "difficult")
+        values = {name: getattr(self, name) for name in arrays}
+        return replace(
+            self,
+            segmentations=tuple(self.segmentations[i] for i in np.flatnonzero(keep)),
+            **{name: None if value is None else value[keep] for name, value in values.items()},
+        )
 
     def _name(self) -> str:
         return str(self.source) if isinstance(self.source, Path) else self.file_name or "image"
@@ -104,6 +119,10 @@ class Dataset:
         """The same classes with the records at `indices`, in that order."""
         return replace(self, records=_Subset(self.records, tuple(int(i) for i in indices)))
 
+    def without_difficult(self) -> "Dataset":
+        """The same images without their difficult objects; an image that has no others stays, as one without any."""
+        return replace(self, records=_WithoutDifficult(self.records))
+
     def to_coco(self) -> dict:
         """The ground truth as a COCO JSON dictionary, with the data set's own category ids.
 
@@ -111,7 +130,7 @@ class Dataset:
 
         Annotation ids are the file's own where every record has positive ones without repetition, else 1, 2, ... (0
         would spoil COCO's matching, which reads it as "no match"). Boxes are rounded to a thousandth of a pixel,
-        which brings COCO's two decimals back from float32.
+        which brings COCO's two decimals back from float32. Difficult objects have a `"difficult": 1`, others nothing.
         """
         coco_images, annotations, owned = [], [], True
         for record in self.records:
@@ -151,6 +170,8 @@ class Dataset:
             }
             if record.segmentations[i] is not None:
                 annotation["segmentation"] = _segmentation_json(record.segmentations[i])
+            if record.difficult is not None and record.difficult[i]:
+                annotation["difficult"] = 1
             if record.keypoints is not None and category.keypoints:
                 points = record.keypoints[i, : len(category.keypoints)].astype(np.float64)
                 annotation["keypoints"] = [round(value, 3) for value in points.reshape(-1).tolist()]
@@ -168,6 +189,17 @@ class _Subset(Sequence):
 
     def __getitem__(self, index):
         return self._records[self._indices[index]]
+
+
+class _WithoutDifficult(Sequence):
+    def __init__(self, records: Sequence[Record]):
+        self._records = records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index):
+        return self._records[index].without_difficult()
 
 
 def _segmentation_json(segmentation: list | dict) -> list | dict:

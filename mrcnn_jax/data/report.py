@@ -2,6 +2,9 @@
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from mrcnn_jax.errors import UserError
 
 # Ids shown of each kind; the count tells how many there are.
 SHOWN = 5
@@ -63,6 +66,12 @@ class Report:
     def notes(self) -> list[str]:
         """One line for each kind of note."""
         return [str(finding) for finding in self._findings["note"].values()]
+
+    def stop_if_errors(self, source: str | Path) -> None:
+        """Raises a `UserError` that names the source and gives the first error, if there is one."""
+        if self.errors:
+            more = f"; and {len(self.errors) - 1} more, see `mrcnn check`" if len(self.errors) > 1 else ""
+            raise UserError(f"{source}: {self.errors[0]}{more}")
 
     def lines(self) -> list[str]:
         """Everything, the gravest first."""

@@ -1,12 +1,14 @@
 """From `config.data` to the data sets that it names."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from mrcnn_jax.data import coco, proposals, shapes, tfds_builders
+from mrcnn_jax.data import coco, proposals, shapes, tfds_builders, voc
 from mrcnn_jax.data.dataset import Category, Dataset
+from mrcnn_jax.data.report import Report
 from mrcnn_jax.errors import UserError
 
 
@@ -15,6 +17,7 @@ def load(config: ConfigDict, split: str, categories: Sequence[Category] | None =
 
     `categories` are those of the training set: a validation file's are matched to them by name. For a model without an
     RPN each record has proposals: those of the file that the config names or, without one, drawn for drawn shapes.
+    Training images come without difficult objects, as in Girshick's code, unless `config.data.use_difficult`.
 
     Raises:
         UserError: names the config key where data or proposals are not there, or proposals would not be used.
@@ -26,6 +29,8 @@ def load(config: ConfigDict, split: str, categories: Sequence[Category] | None =
     if not path and not has_rpn and config.data.kind != "shapes":
         raise UserError(f"the model has no RPN (config.model.rpn=None): name a file of proposals with --{name}=FILE")
     dataset, lines = _annotated(config, split, categories)
+    if split == "train" and not config.data.get("use_difficult", False):
+        dataset = dataset.without_difficult()
     if path:
         found = proposals.read_proposals(Path(config.data.root).expanduser() / path)
         dataset, more = proposals.attach_file(dataset, found)
@@ -41,12 +46,33 @@ def _annotated(config: ConfigDict, split: str, categories: Sequence[Category] | 
         look |= {"size": tuple(data.size), "scale": tuple(data.scale), "max_objects": data.drawn_objects}
         look["num_classes"] = data.drawn_classes
         return shapes.load(split, count, seed=config.seed, **look), []
-    if data.kind not in ("coco", "tfds"):
-        raise UserError(f"config.data.kind='{data.kind}' is not known: use 'coco', 'tfds' or 'shapes'")
     if data.kind == "tfds":
         return tfds_builders.load(_root(config), split), []
-    dataset, report = coco.load(*coco_paths(config, split), categories)
+    if data.kind == "coco":
+        dataset, report = coco.load(*coco_paths(config, split), categories)
+    elif data.kind == "voc":
+        dataset, report = voc.load(_root(config), voc_sets(config, split), categories)
+    else:
+        raise UserError(f"config.data.kind='{data.kind}' is not known: use 'coco', 'voc', 'tfds' or 'shapes'")
     return dataset, report.lines()
+
+
+def reader(
+    config: ConfigDict, split: str, categories: Sequence[Category] | None = None
+) -> Callable[[], tuple[Dataset, Report]]:
+    """What reads the annotations of a split with all that is wrong with them, for `mrcnn check`.
+
+    Raises:
+        UserError: the config does not say where they are, or has data of a kind that has no files to check.
+    """
+    kind = config.data.kind
+    if kind == "coco":
+        return partial(coco.read, *coco_paths(config, split), categories)
+    if kind == "voc":
+        return partial(voc.read, _root(config), voc_sets(config, split), categories)
+    raise UserError(
+        f"config.data.kind='{kind}' has no files to check: 'coco' has a folder and a JSON, 'voc' folders of VOC's form"
+    )
 
 
 def coco_paths(config: ConfigDict, split: str) -> tuple[Path, Path]:
@@ -56,6 +82,23 @@ def coco_paths(config: ConfigDict, split: str) -> tuple[Path, Path]:
     """
     root, images, annotations = _root(config), config.data[f"{split}_images"], config.data[f"{split}_annotations"]
     return (root / images, root / annotations) if annotations else coco.find(root, split)
+
+
+def voc_sets(config: ConfigDict, split: str) -> str:
+    """The image sets of a split, as `config.data` names them or looked for under its root.
+
+    Raises:
+        UserError: only the other split's are named, of which those that are looked for might be a part; or a folder of
+            images is named, which would not be used.
+    """
+    named, other = (config.data[f"{name}_annotations"] for name in (split, "val" if split == "train" else "train"))
+    if folder := config.data[f"{split}_images"]:
+        raise UserError(f"config.data.{split}_images={folder} would not be used: VOC's images are in JPEGImages")
+    if other and not named:
+        raise UserError(
+            f"config.data.{split}_annotations is empty, and the other split's is {other}: name the image sets of both"
+        )
+    return named or voc.find(_root(config), split)
 
 
 def _root(config: ConfigDict) -> Path:

@@ -28,7 +28,7 @@ _IMAGES_PER_SHARD = 1000
 
 
 class CocoInstances(tfds.core.ShardBasedBuilder):
-    """Images with boxes, classes, crowd flags, areas, masks and keypoints.
+    """Images with boxes, classes, crowd and difficult flags, areas, masks and keypoints.
 
     Boxes are float32 xyxy in pixels, not TFDS's normalised `BBoxFeature`, which does not give the same bits back. A
     segmentation is text, COCO's own JSON: polygons, compressed RLE or null. The classes' own ids, keypoint names, flips
@@ -50,6 +50,7 @@ class CocoInstances(tfds.core.ShardBasedBuilder):
             "box": tfds.features.Tensor(shape=(4,), dtype=np.float32),
             "label": tfds.features.ClassLabel(names=[c.name for c in categories]),
             "crowd": np.bool_,
+            "difficult": np.bool_,
             "area": np.float32,
             "segmentation": tfds.features.Text(),
         }
@@ -71,6 +72,7 @@ class CocoInstances(tfds.core.ShardBasedBuilder):
                     # Whether the record had these at all; without them zeros are stored.
                     "has_keypoints": np.bool_,
                     "has_annotation_ids": np.bool_,
+                    "has_difficult": np.bool_,
                     "objects": tfds.features.Sequence(objects),
                 }
             ),
@@ -106,6 +108,7 @@ def _encode(record: Record, num_keypoints: int) -> dict:
             f"but the categories declare {num_keypoints} for each of {n} objects; correct one or the other"
         )
     ids = np.zeros(n, np.int64) if record.annotation_ids is None else record.annotation_ids
+    difficult = np.zeros(n, bool) if record.difficult is None else record.difficult
     return {
         "image": _image_bytes(record),
         "image_id": record.image_id,
@@ -115,12 +118,14 @@ def _encode(record: Record, num_keypoints: int) -> dict:
         "ignored_region": _text(record.ignored_region),
         "has_keypoints": record.keypoints is not None,
         "has_annotation_ids": record.annotation_ids is not None,
+        "has_difficult": record.difficult is not None,
         "objects": [
             {
                 "annotation_id": ids[i],
                 "box": record.boxes[i],
                 "label": int(record.classes[i]) - 1,
                 "crowd": bool(record.crowd[i]),
+                "difficult": bool(difficult[i]),
                 "area": record.areas[i],
                 "segmentation": _text(record.segmentations[i]),
                 **({"keypoints": keypoints[i]} if num_keypoints else {}),
@@ -174,6 +179,8 @@ def _decode(example: dict, num_keypoints: int) -> Record:
         file_name=example["file_name"].decode(),
         # Files of an earlier version have none.
         ignored_region=_segmentation(example.get("ignored_region", b"null")),
+        # Data sets that were written before there was the flag do not tell.
+        difficult=np.asarray(objects["difficult"], bool) if example.get("has_difficult") else None,
     )
 
 

@@ -25,7 +25,8 @@ def ground_truth(source: Source, kind: str) -> tuple[dict, tuple[str, ...]]:
     Annotations are numbered from 1. A missing box or area is taken from the mask (without a mask, the area from the
     box). An object without a mask cannot be scored by mask: it becomes an ignore region (as a crowd is) of its box's
     shape, so that finding it is neither right nor wrong. One without keypoints counts as one with none labelled, which
-    COCO ignores too. For masks, an image's `ignored_region` is passed on as RLE, which Cityscapes' metric reads.
+    COCO ignores too. Passed on are Pascal VOC's `difficult` and, for masks, an image's `ignored_region` as RLE, which
+    Cityscapes' metric reads.
 
     Returns the data set (`images`, `categories`, `annotations`) and one line for each sort of repair.
 
@@ -155,6 +156,8 @@ def _target(
         area = float(coco_mask.area(rle)) if rle is not None else box[2] * box[3]
         count("have no area: taken from the mask or box")
     target: dict[str, Any] = {"bbox": box, "area": float(area), "iscrowd": crowd}
+    if annotation.get("difficult"):
+        target["difficult"] = 1
     if kind == "segm":
         if rle is None:
             x, y, w, h = box

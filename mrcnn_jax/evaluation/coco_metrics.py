@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -24,16 +25,19 @@ _COCO_SIGMAS = np.array([26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 8
 class Metrics:
     """The figures of one kind of score, from 0 to 1; -1 where the ground truth has no object that would define one."""
 
+    # What was compared, or for Pascal VOC's figures their name.
     kind: str
     # AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl; for keypoints AP AP50 AP75 APm APl AR AR50 AR75 ARm ARl.
     figures: dict[str, float]
-    # AP of each category by its name; empty if categories were not told apart.
+    # A figure of each category by its name; empty if categories were not told apart.
     per_class: dict[str, float]
     num_images: int
     num_objects: int
     num_detections: int
     # What had to be mended or is worth knowing, one line for each sort.
     notes: tuple[str, ...] = ()
+    # Which figure `per_class` has.
+    class_figure: str = "AP"
 
     def __getitem__(self, name: str) -> float:
         return self.figures[name]
@@ -52,7 +56,7 @@ class Metrics:
             cells = [f"{name[:width]:<{width}} {_shown(value):>5}" for name, value in self.per_class.items()]
             columns = max(1, 80 // (width + 9))
             rows = -(-len(cells) // columns)
-            lines += ["AP of each class"]
+            lines += [f"{self.class_figure} of each class"]
             lines += ["   ".join(cells[row::rows]) for row in range(rows)]
         return "\n".join(lines + [f"note: {note}" for note in self.notes])
 
@@ -106,14 +110,10 @@ def score(
     accumulated = evaluator.eval or {}
     precision, recall = accumulated["precision"], accumulated["recall"]
 
-    per_class = {}
-    if use_categories:
-        names = [category["name"] for category in truth["categories"]]
-        by_id = sorted(truth["categories"], key=lambda category: category["id"])
-        for k, category in enumerate(by_id):
-            unique = names.count(category["name"]) == 1
-            label = category["name"] if unique else f"{category['name']} ({category['id']})"
-            per_class[label] = _mean(precision[:, :, k, 0, -1])
+    if num_difficult := sum(annotation.get("difficult", 0) for annotation in truth["annotations"]):
+        notes += (f"{num_difficult} of {num_objects} objects are difficult, which COCO's figures count as any other",)
+    labels = class_labels(truth["categories"]).values() if use_categories else ()
+    per_class = {label: _mean(precision[:, :, k, 0, -1]) for k, label in enumerate(labels)}
     return Metrics(
         kind=kind,
         figures=_keypoint_figures(precision, recall) if kind == "keypoints" else _figures(precision, recall, limits),
@@ -123,6 +123,13 @@ def score(
         num_detections=num_detections,
         notes=notes + more_notes,
     )
+
+
+def class_labels(categories: Sequence[dict]) -> dict[int, str]:
+    """Category ids in order and a name for each, made distinct by the id where two have the same."""
+    names = [category["name"] for category in categories]
+    ordered = sorted((category["id"], category["name"]) for category in categories)
+    return {number: name if names.count(name) == 1 else f"{name} ({number})" for number, name in ordered}
 
 
 def _figures(precision: np.ndarray, recall: np.ndarray, limits: list[int]) -> dict[str, float]:

@@ -14,7 +14,8 @@ import numpy as np
 from mrcnn_jax.conventions import Rule
 from mrcnn_jax.data.dataset import Dataset
 from mrcnn_jax.errors import UserError
-from mrcnn_jax.evaluation.coco_metrics import Backend, Kind, Metrics, score
+from mrcnn_jax.evaluation.coco_metrics import Backend, Kind, Metrics
+from mrcnn_jax.evaluation.metrics import Metric, score, scored_kinds
 from mrcnn_jax.evaluation.results import coco_results, rescale, write_json
 from mrcnn_jax.interruption import leave_to_main_process
 from mrcnn_jax.progress import Progress
@@ -35,6 +36,7 @@ def evaluate(
     paste_rule: Rule = "detectron2",
     out_dir: Path | None = None,
     progress: bool = True,
+    metric: Metric = "coco",
     backend: Backend = "hotcoco",
     max_detections: int = 100,
 ) -> tuple[dict[str, Metrics], list[dict]]:
@@ -42,7 +44,7 @@ def evaluate(
 
     The device works on a batch while the host fetches the one before; pasting masks and run-length encoding are left to
     `num_workers` processes (0: done here). Each image is scored once, whether or not anything is found in it. A kind of
-    which the data set has no annotation is left out, and told.
+    which the data set has no annotation, or that the metric does not compare, is left out, and told.
 
     With `out_dir`, `predictions_<kind>.json` (COCO results, which `mrcnn score` scores alike) and `metrics.json` are
     written.
@@ -52,6 +54,7 @@ def evaluate(
         batches: every image of `dataset` once; rows that are not `valid` are passed over.
         dataset: ground truth and categories.
         kinds: what to score.
+        metric: whose figures; `backend` and `max_detections` are for COCO's.
         paste_rule: whose rule makes pixels of masks, and rescales boxes.
 
     Returns:
@@ -65,7 +68,7 @@ def evaluate(
     ids = [image["id"] for image in truth["images"]]
     expected = set(ids)
     category_ids = [category.id for category in dataset.categories]
-    kinds = [kind for kind in kinds if _has(truth, kind)]
+    kinds = [kind for kind in _scored(metric, kinds) if _has(truth, kind)]
     results: dict[int, list[dict]] = {}
     seen: set[int] = set()
     backlog: deque[tuple[int, Future]] = deque()
@@ -129,7 +132,7 @@ def evaluate(
     metrics = {}
     for kind in kinds:
         of_kind = [_of_kind(result, kind) for result in flat]
-        metrics[kind] = score(truth, of_kind, kind, backend=backend, max_detections=max_detections)
+        metrics[kind] = score(metric, truth, of_kind, kind, backend=backend, max_detections=max_detections)
         if out_dir:
             write_json(of_kind, Path(out_dir) / f"predictions_{kind}.json")
     if out_dir:
@@ -139,6 +142,14 @@ def evaluate(
 
 def _of_kind(result: dict, kind: str) -> dict:
     return {key: result[key] for key in ("image_id", "category_id", "score", *_FIELDS[kind])}
+
+
+def _scored(metric: Metric, kinds: Sequence[Kind]) -> list[Kind]:
+    """The kinds that the metric compares; says so of the others."""
+    scored = scored_kinds(metric, kinds)
+    if left_out := [kind for kind in kinds if kind not in scored]:
+        print(f"evaluate: config.eval.metric={metric} does not compare {', '.join(left_out)}", flush=True)
+    return scored
 
 
 def _has(truth: dict, kind: str) -> bool:

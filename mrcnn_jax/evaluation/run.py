@@ -11,6 +11,7 @@ from mrcnn_jax.data import pipeline
 from mrcnn_jax.data.dataset import Dataset
 from mrcnn_jax.evaluation.coco_metrics import Kind
 from mrcnn_jax.evaluation.evaluate import evaluate
+from mrcnn_jax.evaluation.metrics import metric_of
 from mrcnn_jax.models.rcnn import RCNN
 
 
@@ -40,6 +41,7 @@ class Evaluator:
         metrics, _ = evaluate(
             detect, batches, self._dataset, kinds=_kinds(config.model), paste_rule=rule_of(config.model),
             num_workers=config.eval.num_workers, out_dir=out_dir, progress=True, backend=config.eval.backend,
+            metric=metric_of(config),
         )  # fmt: skip
         return metrics
 
