@@ -35,7 +35,7 @@ def run(config: ConfigDict | None, workdir: Path | None, checkpoint: Path | None
         trained = config_from_dict(metadata["config"])
         if config is None and "data" not in trained:
             raise UserError(f"{path} was imported and says nothing of images to score it on: name them with --config")
-        config = config or trained
+        config = trained if config is None else config
         model, categories = trained.model, categories_from(metadata)
         variables = {"params": params, "batch_stats": batch_stats}
     with config.unlocked():

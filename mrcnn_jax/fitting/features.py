@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -44,8 +44,8 @@ def region_passes(
     config.data.num_proposals = (num, num + most)
 
     def regions_of(record: Record) -> Proposals:
-        boxes, own = truths[record.image_id][0], record.proposals.boxes[:num]
-        boxes = np.concatenate([boxes, own])
+        own = np.zeros((0, 4), np.float32) if record.proposals is None else record.proposals.boxes[:num]
+        boxes = np.concatenate([truths[record.image_id][0], own])
         return Proposals(boxes, np.arange(len(boxes), 0, -1, dtype=np.float32), np.ones(len(boxes), bool))
 
     dataset = proposals.attach(dataset, regions_of)
@@ -58,13 +58,15 @@ def region_passes(
     def one_pass() -> Iterator[Regions]:
         with closing(pipeline.eval_loader(dataset, config, batch_size)) as batches:
             for batch in batches:
+                found: Any = batch.proposals
                 features = np.asarray(jax.device_get(compiled(variables, distributed.shard(batch, mesh))), np.float32)
                 for row in np.flatnonzero(batch.valid):
-                    classes = truths[int(batch.image_id[row])][1]
-                    valid = batch.proposals.valid[row]
-                    boxes = batch.proposals.boxes[row][valid]
-                    truth, found = boxes[: len(classes)], boxes[len(classes) :]
-                    yield label_regions(found, features[row][valid], truth, classes, dataset.num_classes)
+                    classes, valid = truths[int(batch.image_id[row])][1], found.valid[row]
+                    # As resized: in the pixels of the network, where an object keeps some area too.
+                    boxes, num_objects = found.boxes[row][valid], len(classes)
+                    yield label_regions(
+                        boxes[num_objects:], features[row][valid], boxes[:num_objects], classes, dataset.num_classes
+                    )
 
     return one_pass
 

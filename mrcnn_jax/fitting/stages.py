@@ -94,7 +94,7 @@ def _once(
     path: Path, fit: Callable[[], tuple[np.ndarray, np.ndarray, list[str]]], asked: dict, log: Callable[[str], None]
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """Kernel, bias and minutes of a fit: of the file where it holds what is asked for, which else is written."""
-    saved = _read(path)
+    saved: Any = _read(path)
     if saved is None or saved["asked"] != asked:
         start = time.perf_counter()
         kernel, bias, lines = fit()
