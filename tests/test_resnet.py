@@ -8,7 +8,7 @@ import pytest
 
 from mrcnn_jax.nn.conv import Conv
 from mrcnn_jax.nn.norm import norm
-from mrcnn_jax.nn.resnet import Bottleneck, ResNet
+from mrcnn_jax.nn.resnet import Bottleneck, NonLocal, ResNet
 
 KEY = jax.random.key(0)
 
@@ -156,3 +156,33 @@ def test_zero_init_residual_starts_blocks_as_the_identity():
 def test_an_unknown_depth_is_refused():
     with pytest.raises(ValueError, match="depth 20"):
         sizes(ResNet(20))
+
+
+def test_non_local_starts_as_the_identity_and_looks_at_the_image_alone():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((2, 6, 8, 16)), jnp.float32)
+    extent = jnp.asarray([[4, 5], [6, 8]])
+    block = NonLocal()
+    params = block.init(jax.random.key(0), x, extent)
+    np.testing.assert_array_equal(block.apply(params, x, extent), x)
+    params["params"]["out"]["kernel"] = jnp.asarray(rng.standard_normal((1, 1, 8, 16)), jnp.float32)
+    apply = jax.jit(block.apply)
+    alone = apply(params, x[:1, :4, :5], None)
+    noise = x.at[0, 4:].set(9.0).at[0, :, 5:].set(9.0)
+    within = jnp.where((jnp.arange(6)[:, None] < 4) & (jnp.arange(8)[None] < 5), 1.0, 0.0)[None, ..., None]
+    clean = jnp.concatenate([noise[:1] * within, noise[1:]])
+    together = apply(params, clean, extent)
+    assert np.abs(alone - x[:1, :4, :5]).max() > 0.1
+    np.testing.assert_allclose(together[:1, :4, :5], alone, rtol=1e-4, atol=1e-5)
+    # A row without an image has no cell to look at.
+    assert np.isfinite(apply(params, clean, jnp.asarray([[0, 0], [6, 8]]))).all()
+
+
+def test_a_resnet_with_a_non_local_block_has_its_parameters():
+    x = jnp.zeros((1, 64, 64, 3))
+    count = {}
+    for non_local in (False, True):
+        init = partial(ResNet(depth=50, non_local=non_local).init, extent=None, train=False)
+        shapes = jax.eval_shape(init, jax.random.key(0), x)
+        count[non_local] = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"]))
+    assert count[True] - count[False] == 3 * (1024 * 512 + 512) + 512 * 1024 + 1024

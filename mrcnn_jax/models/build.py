@@ -81,7 +81,7 @@ def _trunk(c: ConfigDict, common: dict) -> Res5 | PlainTrunk | None:
         return PlainTrunk(**c.trunk, dtype=c.dtype)
     if c.backbone.get("num_stages", 4) > 3:
         return None
-    of_the_backbone_alone = ("num_stages", "dilated", "frozen_stages")
+    of_the_backbone_alone = ("num_stages", "dilated", "frozen_stages", "non_local")
     return Res5(**{key: value for key, value in c.backbone.items() if key not in of_the_backbone_alone}, **common)
 
 

@@ -20,7 +20,7 @@ def mask_rcnn(depth: int = 50) -> ConfigDict:
     config.backbone = ConfigDict({
         "depth": depth, "width": 64, "num_stages": 4, "dilated": False, "groups": 1, "base_width": 64,
         "norm": "frozen_bn", "norm_eps": 1e-5, "stride_in_1x1": depth > 34, "frozen_stages": 2,
-        "zero_init_residual": False, "remat": False,
+        "zero_init_residual": False, "non_local": False, "remat": False,
     })  # fmt: skip
     config.fpn = ConfigDict({"channels": 256, "norm": ""})
     config.rpn = ConfigDict({
@@ -129,9 +129,9 @@ def _single_map(config: ConfigDict, channels: int) -> ConfigDict:
     return config
 
 
-def resnext(config: ConfigDict) -> ConfigDict:
-    """ResNeXt 32 x 8d in place of the ResNet, as FAIR trained it."""
-    config.backbone.update({"groups": 32, "base_width": 8, "stride_in_1x1": False})
+def resnext(config: ConfigDict, groups: int = 32, base_width: int = 8) -> ConfigDict:
+    """ResNeXt in place of the ResNet, as FAIR trained it: 32 x 8d or, in the Mask R-CNN paper, 64 x 4d."""
+    config.backbone.update({"groups": groups, "base_width": base_width, "stride_in_1x1": False})
     config.preprocess.std = (58.395, 57.12, 57.375)
     return config
 

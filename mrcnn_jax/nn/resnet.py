@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
@@ -42,6 +43,8 @@ class ResNet(nn.Module):
     deep_stem: bool = False
     # Start every block as the identity; only where the normalisation is trained.
     zero_init_residual: bool = False
+    # Before res4's last block, let every cell look at all others (Wang et al., "Non-local Neural Networks", 2018).
+    non_local: bool = False
     # Compute the blocks' inner maps again in the backward pass instead of keeping them.
     remat: bool = False
     dtype: str = "float32"
@@ -62,7 +65,10 @@ class ResNet(nn.Module):
         for stage in range(2, 2 + self.num_stages):
             dilated = self.dilated and stage == 5
             trained = train and self.frozen_stages < stage
-            for block in _blocks(self, stage, 1 if stage == 2 or dilated else 2, 2 if dilated else 1, layers):
+            blocks = _blocks(self, stage, 1 if stage == 2 or dilated else 2, 2 if dilated else 1, layers)
+            for i, block in enumerate(blocks):
+                if self.non_local and stage == 4 and i == len(blocks) - 1:
+                    x = NonLocal(self.dtype, name="res4_non_local")(x, extent)
                 x, extent = block(x, extent, trained)
             x = x if self.frozen_stages < stage else lax.stop_gradient(x)
             maps[4 if dilated else stage] = (x, extent)
@@ -202,6 +208,29 @@ class Bottleneck(nn.Module):
             x = self.conv(4 * self.planes, 1, self.stride, name="shortcut")(x)
             x = self.norm(name="shortcut_norm")(x, after, train)
         return within(nn.relu(x + y), after), after
+
+
+class NonLocal(nn.Module):
+    """Adds to every cell what it gathers from all cells of the image, each by its likeness; starts as the identity.
+
+    The embedded Gaussian, which is self-attention, at half the channels; keys and values are read from every second
+    cell, the largest of four (Wang et al., 2018, section 3.3). Names: theta, phi, g, out.
+    """
+
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], extent: Int[Array, "b 2"] | None) -> Float[Array, "b h w c"]:
+        b, h, w, c = x.shape
+        conv = partial(Conv, kernel_size=1, use_bias=True, dtype=self.dtype)
+        coarse = within(max_pool(x), halve(extent))
+        queries = conv(c // 2, name="theta")(x).reshape(b, h * w, -1)
+        keys, values = (conv(c // 2, name=name)(coarse).reshape(b, -1, c // 2) for name in ("phi", "g"))
+        exists = within(jnp.ones((b, *coarse.shape[1:3], 1)), halve(extent)).reshape(b, 1, -1) > 0
+        likeness = jnp.einsum("bqc,bkc->bqk", queries, keys).astype(jnp.float32) / (c // 2) ** 0.5
+        weights = nn.softmax(jnp.where(exists, likeness, -jnp.inf), where=exists).astype(self.dtype)
+        gathered = jnp.einsum("bqk,bkc->bqc", weights, values).reshape(b, h, w, -1)
+        return x + conv(c, kernel_init=nn.initializers.zeros_init(), name="out")(gathered)
 
 
 def _depth(depth: int) -> tuple[type[nn.Module], tuple[int, int, int, int]]:
