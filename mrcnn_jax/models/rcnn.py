@@ -121,6 +121,16 @@ class RCNN(nn.Module):
             detections = vmap(task.detect)(task(regions, detections.valid, train=False), detections)
         return detections
 
+    def find_proposals(self, batch: Batch) -> Proposals:
+        """The RPN's proposals for each image, best first, in pixels of the padded image.
+
+        Raises `UserError` for a model without an RPN.
+        """
+        if self.rpn is None:
+            raise UserError("this model has no RPN, so it finds no proposals")
+        pyramid = self.features(batch, train=False)
+        return self.propose(self.rpn, pyramid, self.rpn(pyramid, batch.image.shape[1:3]), batch, train=False)
+
     def features(self, batch: Batch, *, train: bool) -> Pyramid:
         """The maps that RPN and heads read."""
         # A row without an image has no cell, so that no statistics see it.
