@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Interrupted as stop:
         return _tell(str(stop), status=128 + stop.signal)
     except KeyboardInterrupt:
-        again = ": run the same command to go on" if options.command in ("train", "demo") else ""
+        again = ": run the same command to go on" if options.command in ("train", "demo", "propose") else ""
         return _tell(f"interrupted{again}", status=130)
     except BrokenPipeError:
         # The reader (`| head`) has left. Python would complain once more when it flushes stdout at exit.
@@ -72,6 +72,13 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
         from mrcnn_jax.config_files import load_config
 
         config = load_config(options.config, overrides)
+    if options.command == "propose":
+        workers = (os.cpu_count() or 1) if options.workers is None else options.workers
+        command("propose")(
+            config, options.split, options.images, options.method, options.checkpoint, options.out, options.num,
+            workers, options.json,
+        )  # fmt: skip
+        return 0
     if options.command == "check":
         return command("check")(config, options.images, options.annotations, options.json)
     if options.command == "eval":
@@ -132,6 +139,23 @@ def _parser() -> argparse.ArgumentParser:
         "--proposals", type=Path, metavar="FILE", help="for a model without an RPN: Detectron2's, ids as images' names"
     )
 
+    propose = add("propose", "Make a file of region proposals, for models without an RPN.", _OVERRIDES)
+    propose.add_argument("--config", metavar="FILE[:MODE]", help=f"propose for the images of {_CONFIG_HELP}")
+    propose.add_argument("--split", choices=("train", "val"), help="which of the config's images")
+    propose.add_argument("--images", type=Path, metavar="DIR", help="instead of --config: ids are the images' names")
+    propose.add_argument(
+        "--method", required=True, choices=("selective_search_fast", "selective_search_quality", "rpn"), help="by what"
+    )
+    propose.add_argument("--checkpoint", type=Path, metavar="PATH", help="for rpn: a run's folder or a checkpoint")
+    propose.add_argument("--out", type=Path, required=True, metavar="FILE", help="the .pkl to write, as Detectron2's")
+    propose.add_argument(
+        "--num", type=_positive, metavar="N", help="proposals kept an image; by default 2000, or the RPN's own number"
+    )
+    propose.add_argument(
+        "--workers", type=_count, metavar="N", help="processes of selective search; by default one a CPU, 0 for none"
+    )
+    propose.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON too")
+
     score = add("score", "Score COCO results against COCO ground truth; prints JSON.")
     score.add_argument("--gt", type=Path, required=True, metavar="JSON", help="ground truth")
     score.add_argument("--dt", type=Path, required=True, metavar="JSON", help="results")
@@ -184,6 +208,12 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 on")
+    return int(text)
+
+
 def _parse(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """The options, and the overrides (`--config.a.b=value`) as `a.b=value`."""
     prefix = "--config."
@@ -203,9 +233,21 @@ def _parse(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[argpa
         parser.error("check: give --images and --annotations, or --config")
     if options.command == "eval" and not (options.workdir or options.checkpoint):
         parser.error("eval: give --workdir or --checkpoint")
-    if options.command == "eval" and (model := [o for o in overrides if o.startswith("model.")]):
-        parser.error(f"eval: --config.{model[0]} has no effect: the model's config comes with its weights")
+    if options.command == "propose":
+        _check_propose(parser, options)
+    with_weights = options.command == "eval" or (options.command == "propose" and options.method == "rpn")
+    if with_weights and (model := [o for o in overrides if o.startswith("model.")]):
+        parser.error(f"{options.command}: --config.{model[0]} has no effect: the model's config comes with its weights")
     return options, overrides
+
+
+def _check_propose(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    if bool(options.config) == bool(options.images):
+        parser.error("propose: give --config and --split, or --images")
+    if bool(options.config) != bool(options.split):
+        parser.error("propose: --config and --split=train or --split=val belong together")
+    if (options.method == "rpn") != bool(options.checkpoint):
+        parser.error("propose: --method=rpn and --checkpoint=PATH belong together")
 
 
 def _unexpected(error: Exception, workdir: Path | None) -> str:

@@ -70,7 +70,7 @@ def test_help_names_every_command_and_is_quick():
     after = os.times()
     # Of the processor, not of the clock: other work may share the machine.
     seconds = after.children_user + after.children_system - before.children_user - before.children_system
-    for name in ("demo", "check", "train", "eval", "predict", "score"):
+    for name in ("demo", "check", "train", "eval", "predict", "propose", "score"):
         assert f"\n    {name} " in done.stdout
     # 0.06 s alone; importing JAX takes a second or more, on any machine.
     assert seconds < 1.0

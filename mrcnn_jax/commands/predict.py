@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mrcnn_jax.data.images import decode
+from mrcnn_jax.data.images import SUFFIXES, decode
 from mrcnn_jax.data.proposals import ProposalFile, read_proposals
 from mrcnn_jax.errors import UserError
 from mrcnn_jax.evaluation.paste import encode_window
@@ -13,7 +13,6 @@ from mrcnn_jax.model import Result, load
 from mrcnn_jax.progress import Progress
 from mrcnn_jax.visualize import draw, save
 
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 # Images that are in memory at one time.
 _CHUNK = 16
 # Failures that are told in full.
@@ -68,9 +67,9 @@ def _files(arguments: list[str]) -> tuple[list[Path], list[str]]:
     failures: list[str] = []
     for argument in map(Path, arguments):
         if argument.is_dir():
-            found = sorted(path for path in argument.iterdir() if path.suffix.lower() in _SUFFIXES)
+            found = sorted(path for path in argument.iterdir() if path.suffix.lower() in SUFFIXES)
             if not found:
-                failures.append(f"{argument}: no image in this folder ({', '.join(_SUFFIXES)}); name another, or files")
+                failures.append(f"{argument}: no image in this folder ({', '.join(SUFFIXES)}); name another, or files")
             paths += found
         else:
             paths.append(argument)

@@ -16,6 +16,8 @@ from PIL import Image, UnidentifiedImageError
 
 from mrcnn_jax.errors import UserError
 
+# What a folder's images end with.
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 # Pillow itself refuses beyond 178,956,970 pixels. As RGB this is half a gigabyte.
 PIXEL_LIMIT = 178_000_000
 

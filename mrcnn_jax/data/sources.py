@@ -28,7 +28,7 @@ def load(config: ConfigDict, split: str, categories: Sequence[Category] | None =
         raise UserError(f"{name}={path} would not be used, since the model has an RPN: leave it empty")
     if not path and not has_rpn and config.data.kind != "shapes":
         raise UserError(f"the model has no RPN (config.model.rpn=None): name a file of proposals with --{name}=FILE")
-    dataset, lines = _annotated(config, split, categories)
+    dataset, lines = annotated(config, split, categories)
     if split == "train" and not config.data.get("use_difficult", False):
         dataset = dataset.without_difficult()
     if path:
@@ -38,7 +38,10 @@ def load(config: ConfigDict, split: str, categories: Sequence[Category] | None =
     return dataset if has_rpn else proposals.attach_drawn(dataset, config.seed), lines
 
 
-def _annotated(config: ConfigDict, split: str, categories: Sequence[Category] | None) -> tuple[Dataset, list[str]]:
+def annotated(
+    config: ConfigDict, split: str, categories: Sequence[Category] | None = None
+) -> tuple[Dataset, list[str]]:
+    """As `load`, but without proposals, whatever the model needs."""
     data = config.data
     if data.kind == "shapes":
         count = data.num_train if split == "train" else data.num_val
