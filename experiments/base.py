@@ -93,6 +93,32 @@ def large_scale_jitter(config: ConfigDict, epochs: int) -> ConfigDict:
     return config
 
 
+def few_shapes(config: ConfigDict, steps: int) -> ConfigDict:
+    """1,000 drawn images to train on, 200 to validate, of 96 x 96 pixels and 8 classes that only their shape tells apart.
+
+    Few enough for selective search. Networks start at random; Adam, since they are trained for minutes.
+    """
+    config.model.num_classes = 8
+    config.model.preprocess.update({
+        "short_side": 96, "max_size": 96, "mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375),
+        "bgr": False,
+    })  # fmt: skip
+    config.data.update({
+        "kind": "shapes", "num_train": 1000, "num_val": 200, "size": (96, 96), "scale": (0.25, 0.8),
+        "drawn_objects": 4, "min_visible": 0.35, "contrast": 8, "clutter": 0, "short_sides": (96,), "max_size": 96,
+        "buckets": ((96, 96),), "max_objects": 16, "keep_empty": True, "num_workers": 0, "num_proposals": (500, 500),
+    })  # fmt: skip
+    config.train.update({
+        "batch_size": 8, "steps": steps, "eval_every": steps, "save_every": 200, "cpu_devices": 2
+    })  # fmt: skip
+    config.optimizer.update({
+        "name": "adamw", "base_batch_size": 8, "weight_decay": 0.05, "schedule": "cosine", "warmup_steps": 100,
+        "clip_norm": 10.0, "learning_rate": 1e-3,
+    })  # fmt: skip
+    config.eval.update({"batch_size": 8, "num_workers": 0})
+    return config
+
+
 def smoke(config: ConfigDict) -> ConfigDict:
     """The same network for three steps on a handful of small drawn images: does it run at all?
 

@@ -160,7 +160,9 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--gt", type=Path, required=True, metavar="JSON", help="ground truth")
     score.add_argument("--dt", type=Path, required=True, metavar="JSON", help="results")
     score.add_argument("--type", choices=("bbox", "segm", "keypoints"), default="bbox", help="default: %(default)s")
-    score.add_argument("--metric", choices=("coco", "voc07", "voc12"), default="coco", help="default: %(default)s")
+    score.add_argument(
+        "--metric", choices=("coco", "voc07", "voc12", "cityscapes"), default="coco", help="default: %(default)s"
+    )
     score.add_argument("--backend", choices=("hotcoco", "pycocotools"), default="hotcoco", help="default: %(default)s")
 
     importing = add("import", "Turn weights of torchvision or Detectron2 into a checkpoint.", _MODEL_OVERRIDES)

@@ -17,7 +17,7 @@ from mrcnn_jax.data import pipeline, sources
 from mrcnn_jax.data.dataset import Dataset
 from mrcnn_jax.diagnose import first_non_finite
 from mrcnn_jax.errors import UserError
-from mrcnn_jax.evaluation.metrics import best_figure, metric_of
+from mrcnn_jax.evaluation.metrics import best_figure
 from mrcnn_jax.evaluation.run import Evaluator, headline
 from mrcnn_jax.interruption import Interrupted, Interruption
 from mrcnn_jax.metrics_writer import MetricsWriter
@@ -53,7 +53,7 @@ def train(config: ConfigDict, workdir: Path, *, log: Callable[[str], None] = pri
     train_data, val_data = _data(config, log)
     config = _resolved(config, train_data)
 
-    best = best_figure(metric_of(config))
+    best = best_figure(config)
     # First of all that takes time: it refuses the folder of another experiment.
     metadata = describe(config, train_data.categories)
     checkpoints = Checkpoints(workdir, metadata, keep_last=config.train.keep_last, best_metric=best)
@@ -132,9 +132,7 @@ def train(config: ConfigDict, workdir: Path, *, log: Callable[[str], None] = pri
                     figures = headline(evaluator(state.evaluated(), workdir))
                     writer.write(done, figures)
                     shown = (
-                        f"{name} {value:.3f}"
-                        for name, value in figures.items()
-                        if name.endswith(best.removeprefix("box"))
+                        f"{name} {value:.3f}" for name, value in figures.items() if name.endswith("/AP") or name == best
                     )
                     progress.say(f"step {done}: {'  '.join(shown)}")
                     window.restart()

@@ -203,9 +203,14 @@ def test_what_is_told():
 def test_metrics_by_name():
     assert scored_kinds("voc07", ("bbox", "segm")) == ["bbox"]
     assert scored_kinds("coco", ("bbox", "segm")) == ["bbox", "segm"]
-    assert (best_figure("coco"), best_figure("voc07"), best_figure("voc12")) == ("box/AP", "box/AP50", "box/AP50")
+    bests = {"coco": "box/AP", "voc07": "box/AP50", "voc12": "box/AP50", "cityscapes": "mask/AP"}
+    for metric, best in bests.items():
+        assert best_figure(ConfigDict({"eval": {"metric": metric}, "model": {"box": {}}})) == best
+    assert best_figure(ConfigDict({"eval": {"metric": "coco"}, "model": {"box": None}})) == "proposals/AR1000"
     assert metric_of(ConfigDict({"eval": {"metric": "voc12"}})) == "voc12"
     # A config of an earlier version.
     assert metric_of(ConfigDict({"eval": {}})) == "coco"
-    with pytest.raises(UserError, match=r"config\.eval\.metric='voc' is not known: use 'coco', 'voc07' or 'voc12'"):
+    with pytest.raises(
+        UserError, match=r"config\.eval\.metric='voc' is not known: use 'coco', 'voc07', 'voc12' or 'cityscapes'"
+    ):
         metric_of(ConfigDict({"eval": {"metric": "voc"}}))

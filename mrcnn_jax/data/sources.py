@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from mrcnn_jax.data import coco, proposals, shapes, tfds_builders, voc
+from mrcnn_jax.data import cityscapes, coco, proposals, shapes, tfds_builders, voc
 from mrcnn_jax.data.dataset import Category, Dataset
 from mrcnn_jax.data.report import Report
 from mrcnn_jax.errors import UserError
@@ -55,8 +55,12 @@ def annotated(
         dataset, report = coco.load(*coco_paths(config, split), categories)
     elif data.kind == "voc":
         dataset, report = voc.load(_root(config), voc_sets(config, split), categories)
+    elif data.kind == "cityscapes":
+        dataset, report = cityscapes.load(_root(config), split, categories)
     else:
-        raise UserError(f"config.data.kind='{data.kind}' is not known: use 'coco', 'voc', 'tfds' or 'shapes'")
+        raise UserError(
+            f"config.data.kind='{data.kind}' is not known: use 'coco', 'voc', 'cityscapes', 'tfds' or 'shapes'"
+        )
     return dataset, report.lines()
 
 

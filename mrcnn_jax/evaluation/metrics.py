@@ -6,18 +6,21 @@ from typing import Literal
 from ml_collections import ConfigDict
 
 from mrcnn_jax.errors import UserError
-from mrcnn_jax.evaluation import coco_json, coco_metrics, voc_metrics
+from mrcnn_jax.evaluation import cityscapes_metrics, coco_json, coco_metrics, voc_metrics
 from mrcnn_jax.evaluation.coco_metrics import Backend, Kind, Metrics
 
-Metric = Literal["coco", "voc07", "voc12"]
+Metric = Literal["coco", "voc07", "voc12", "cityscapes"]
 
 # What each metric compares, and the figure by which the best checkpoint of a run is chosen.
 _KINDS: dict[Metric, tuple[Kind, ...]] = {
     "coco": ("bbox", "segm", "keypoints"),
     "voc07": ("bbox",),
     "voc12": ("bbox",),
+    "cityscapes": ("segm",),
 }
-_BEST: dict[Metric, str] = {"coco": "box/AP", "voc07": "box/AP50", "voc12": "box/AP50"}
+_BEST: dict[Metric, str] = {"coco": "box/AP", "voc07": "box/AP50", "voc12": "box/AP50", "cityscapes": "mask/AP"}
+# Of a model that finds proposals alone, whatever the metric.
+_BEST_PROPOSALS = "proposals/AR1000"
 
 
 def score(
@@ -40,6 +43,8 @@ def score(
         raise UserError(f"the metric {metric} compares {', '.join(_KINDS[metric])}, not {kind}: choose another")
     if metric == "coco":
         return coco_metrics.score(gt, dt, kind, backend=backend, max_detections=max_detections)
+    if metric == "cityscapes":
+        return cityscapes_metrics.score(gt, dt)
     return voc_metrics.score(gt, dt, metric)
 
 
@@ -57,6 +62,6 @@ def scored_kinds(metric: Metric, kinds: Sequence[Kind]) -> list[Kind]:
     return [kind for kind in kinds if kind in _KINDS[metric]]
 
 
-def best_figure(metric: Metric) -> str:
+def best_figure(config: ConfigDict) -> str:
     """The figure by which the best checkpoint is chosen."""
-    return _BEST[metric]
+    return _BEST_PROPOSALS if config.model.get("box") is None else _BEST[metric_of(config)]

@@ -12,7 +12,11 @@ from mrcnn_jax.data.dataset import Dataset
 from mrcnn_jax.evaluation.coco_metrics import Kind
 from mrcnn_jax.evaluation.evaluate import evaluate
 from mrcnn_jax.evaluation.metrics import metric_of
+from mrcnn_jax.evaluation.proposer import Proposer
+from mrcnn_jax.evaluation.recall import proposal_recall
+from mrcnn_jax.evaluation.results import write_json
 from mrcnn_jax.models.rcnn import RCNN
+from mrcnn_jax.progress import Progress
 
 
 class Evaluator:
@@ -22,6 +26,7 @@ class Evaluator:
         if 0 < config.eval.num_images < len(dataset.records):
             dataset = dataset.subset(range(config.eval.num_images))
         self._dataset, self._config, self._mesh = dataset, config, mesh
+        self._propose = Proposer(model, config, mesh)
         self._detect = distributed.data_parallel(
             lambda variables, batch: model.apply(variables, batch, method="detect"), mesh, batch_outputs=True
         )
@@ -29,9 +34,12 @@ class Evaluator:
     def __call__(self, variables: dict, out_dir: Path | None = None) -> dict:
         """The `Metrics` of `variables` by kind: 'bbox', and 'segm' and 'keypoints' where the model has them.
 
-        With `out_dir`, the predictions of each kind and metrics.json are written.
+        Of a model without a box stage there is one kind, 'proposals', and its `Recall`. With `out_dir`, the predictions
+        of each kind and metrics.json are written.
         """
         config = self._config
+        if config.model.box is None:
+            return self._recall(variables, out_dir)
 
         def detect(batch):
             return self._detect(variables, distributed.shard(batch, self._mesh))
@@ -45,6 +53,17 @@ class Evaluator:
         )  # fmt: skip
         return metrics
 
+    def _recall(self, variables: dict, out_dir: Path | None) -> dict:
+        found = {}
+        with Progress("propose", len(self._dataset.records)) as progress:
+            for image_id, proposals in self._propose(variables, self._dataset):
+                found[image_id] = proposals
+                progress.update(len(found))
+        recall = proposal_recall(self._dataset.to_coco(), found)
+        if out_dir:
+            write_json({"proposals": recall.to_dict()}, out_dir / "metrics.json")
+        return {"proposals": recall}
+
 
 def _kinds(model: ConfigDict) -> tuple[Kind, ...]:
     parts: dict[str, Kind] = {"mask": "segm", "keypoint": "keypoints"}
@@ -52,6 +71,6 @@ def _kinds(model: ConfigDict) -> tuple[Kind, ...]:
 
 
 def headline(metrics: dict) -> dict[str, float]:
-    """The figures of `Evaluator` as one flat dict: box/AP, box/AP50, ..., mask/AP, ..."""
-    names = {"bbox": "box", "segm": "mask", "keypoints": "keypoint"}
+    """The figures of `Evaluator` as one flat dict: box/AP, box/AP50, ..., mask/AP, ..., or proposals/AR100, ..."""
+    names = {"bbox": "box", "segm": "mask", "keypoints": "keypoint", "proposals": "proposals"}
     return {f"{names[kind]}/{name}": value for kind, m in metrics.items() for name, value in m.figures.items()}
