@@ -94,7 +94,7 @@ def large_scale_jitter(config: ConfigDict, epochs: int) -> ConfigDict:
 
 
 def few_shapes(config: ConfigDict, steps: int) -> ConfigDict:
-    """1,000 drawn images to train on, 200 to validate, of 96 x 96 pixels and 8 classes that only their shape tells apart.
+    """1,000 drawn images to train on, 200 to validate: 96 x 96 pixels, 8 classes told apart by shape alone.
 
     Few enough for selective search. Networks start at random; Adam, since they are trained for minutes.
     """

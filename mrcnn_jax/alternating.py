@@ -54,6 +54,7 @@ def train_alternating(config: ConfigDict, workdir: Path, *, log: Callable[[str],
     mesh = distributed.make_mesh()
     variables = distributed.replicate({"params": params, "batch_stats": batch_stats}, mesh)
     found = headline(Evaluator(build(joined.model), val_data, joined, mesh)(variables, workdir / FOLDER))
+    log(f"joined: {'  '.join(f'{name} {found[name]:.3f}' for name in found if name.endswith(('/AP', '/AP50')))}")
     return found | {"minutes": sum(minutes)}
 
 

@@ -1,12 +1,18 @@
 """Test-time augmentation: boxes to the file's pixels and back, merged by class; masks averaged upright."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import base
+from mrcnn_jax import distributed
+from mrcnn_jax.data.dataset import Category, Dataset, Record
 from mrcnn_jax.errors import UserError
-from mrcnn_jax.evaluation.augmented import Variant, detect, mean_masks, merge, to_file, to_variant
+from mrcnn_jax.evaluation.augmented import Variant, detect, mean_masks, merge, to_file, to_variant, variants
+from mrcnn_jax.evaluation.run import Evaluator
+from mrcnn_jax.models import zoo
 from mrcnn_jax.types import Batch, Detections
 
 # Height and width of two files.
@@ -137,3 +143,62 @@ class TestDetect:
     def test_keypoints_are_refused(self):
         with pytest.raises(UserError, match="for boxes and masks"):
             self.run(lambda batch, found: found.replace(keypoints=jnp.zeros((2, 5, 1, 3))))
+
+
+class Bright(nn.Module):
+    """Stands for a model: finds the box of what is bright in an image, and says that its upper left quarter is mask."""
+
+    def apply(self, variables, batch, detections=None, *, method):
+        if method == "describe":
+            left, right = jnp.zeros((4, 4)).at[:2, :2].set(1.0), jnp.zeros((4, 4)).at[:2, 2:].set(1.0)
+            # A mirrored image is darker above on its right half.
+            bright = jnp.asarray(batch.image[..., 0], jnp.float32)
+            middle = jnp.asarray(batch.size)[:, 1, None, None] // 2
+            columns = jnp.arange(bright.shape[2])[None, None]
+            right_half = jnp.where(columns >= middle, bright, 0.0).sum((1, 2))
+            mirrored = 2 * right_half > bright.sum((1, 2))
+            masks = jnp.where(mirrored[:, None, None], right[None], left[None])
+            return detections.replace(masks=jnp.broadcast_to(masks[:, None], (*detections.valid.shape, 4, 4)))
+
+        def one(image):
+            rows, columns = jnp.any(image > 128, axis=1), jnp.any(image > 128, axis=0)
+            ends = [jnp.argmax(columns), jnp.argmax(rows)]
+            ends += [len(columns) - jnp.argmax(columns[::-1]), len(rows) - jnp.argmax(rows[::-1])]
+            box = jnp.stack([end.astype(jnp.float32) for end in ends])[None]
+            return Detections(box, jnp.ones(1), jnp.ones(1, jnp.int32), jnp.ones(1, bool))
+
+        return jax.vmap(one)(jnp.asarray(batch.image)[..., 0])
+
+
+def bright_record(image_id, height, width):
+    """A bright box in the left half of the image, whose upper left quarter is the object."""
+    image = np.zeros((height, width, 3), np.uint8)
+    image[8:24, 4:20] = 255
+    square = [[4.0, 8.0, 12.0, 8.0, 12.0, 16.0, 4.0, 16.0]]
+    return Record(
+        image_id, image, height, width, np.array([[4, 8, 20, 24]], np.float32), np.ones(1, np.int32), np.zeros(1, bool),
+        np.array([64.0], np.float32), (square,),
+    )  # fmt: skip
+
+
+def test_a_data_set_is_scored_in_all_variants(tmp_path):
+    records = [bright_record(1, 32, 64), bright_record(2, 64, 48), bright_record(3, 32, 64)]
+    dataset = Dataset((Category(1, "bright"),), records, "bright")
+    config = base.experiment("bright", zoo.mask_rcnn(18))
+    config.model.preprocess.update({"short_side": 32, "max_size": 64})
+    config.data.update({"buckets": ((32, 64), (64, 48)), "num_workers": 0})
+    config.eval.update({"batch_size": 2, "num_workers": 0, "augment": (32, 64)})
+
+    seen = list(variants(dataset, config, 2))
+    assert [len(one) for one in seen] == [4, 4]
+    for batch in seen:
+        upright, mirrored = batch[2].batch, batch[3].batch
+        assert all(np.array_equal(one.batch.image_id, upright.image_id) for one in batch)
+        height, width = upright.size[0]
+        np.testing.assert_array_equal(mirrored.image[0, :height, :width], upright.image[0, :height, :width][:, ::-1])
+        assert not mirrored.image[0, :, width:].any()
+
+    metrics = Evaluator(Bright(), dataset, config, distributed.make_mesh(1))({}, tmp_path)
+    assert metrics["bbox"]["AP"] > 0.8
+    # A mask that was averaged without being turned back would be half wrong.
+    assert metrics["segm"]["AP50"] == pytest.approx(1.0)

@@ -49,6 +49,10 @@ RECORDS = [record(10 * (i + 1)) for i in range(NUM_IMAGES)]
 DATASET = Dataset((Category(4, "even"), Category(9, "odd")), RECORDS)
 
 
+def pairs(detect, batches):
+    return ((batch, detect(batch)) for batch in batches)
+
+
 def batches(records=RECORDS, batch_size=3):
     """Batches filled up with rows that are not valid and hold rubbish; the image carries its id in its first pixel."""
     for start in range(0, len(records), batch_size):
@@ -86,7 +90,7 @@ def oracle(batch: Batch) -> Detections:
 
 
 def test_perfect_detections_score_one(tmp_path):
-    metrics, results = evaluate(oracle, batches(), DATASET, out_dir=tmp_path, progress=False)
+    metrics, results = evaluate(pairs(oracle, batches()), DATASET, out_dir=tmp_path, progress=False)
     assert list(metrics) == ["bbox", "segm"]
     for kind, m in metrics.items():
         assert m["AP"] == pytest.approx(1)
@@ -107,37 +111,37 @@ def test_perfect_detections_score_one(tmp_path):
 
 
 def test_processes_give_the_same():
-    here = evaluate(oracle, batches(), DATASET, progress=False)
-    there = evaluate(oracle, batches(batch_size=2), DATASET, progress=False, num_workers=1)
+    here = evaluate(pairs(oracle, batches()), DATASET, progress=False)
+    there = evaluate(pairs(oracle, batches(batch_size=2)), DATASET, progress=False, num_workers=1)
     assert there[1] == here[1]
     assert there[0] == here[0]
 
 
 def test_order_of_batches_does_not_matter():
-    ordered = evaluate(oracle, batches(), DATASET, kinds=("bbox",), progress=False)
-    turned = evaluate(oracle, batches(RECORDS[::-1]), DATASET, kinds=("bbox",), progress=False)
+    ordered = evaluate(pairs(oracle, batches()), DATASET, kinds=("bbox",), progress=False)
+    turned = evaluate(pairs(oracle, batches(RECORDS[::-1])), DATASET, kinds=("bbox",), progress=False)
     assert turned == ordered
     assert "segmentation" not in ordered[1][0]
 
 
 def test_each_image_exactly_once():
     with pytest.raises(ValueError, match="20 came twice"):
-        evaluate(oracle, batches([*RECORDS, RECORDS[1]]), DATASET, progress=False)
+        evaluate(pairs(oracle, batches([*RECORDS, RECORDS[1]])), DATASET, progress=False)
     with pytest.raises(ValueError, match=r"1 of 7 images never came: \[10\]"):
-        evaluate(oracle, batches(RECORDS[1:]), DATASET, progress=False)
+        evaluate(pairs(oracle, batches(RECORDS[1:])), DATASET, progress=False)
     with pytest.raises(ValueError, match="30 is not in the data set"):
-        evaluate(oracle, batches(), DATASET.subset([0, 1]), progress=False)
+        evaluate(pairs(oracle, batches()), DATASET.subset([0, 1]), progress=False)
 
 
 def test_a_subset_is_scored_alone():
-    metrics, _ = evaluate(oracle, batches(RECORDS[:2]), DATASET.subset([0, 1]), progress=False)
+    metrics, _ = evaluate(pairs(oracle, batches(RECORDS[:2])), DATASET.subset([0, 1]), progress=False)
     assert metrics["bbox"].num_images == 2
     assert metrics["bbox"]["AP"] == pytest.approx(1)
 
 
 def test_boxes_alone_are_scored_by_box_alone(capsys):
     only_boxes = replace(DATASET, records=[replace(r, segmentations=(None,) * len(r.boxes)) for r in RECORDS])
-    metrics, _ = evaluate(oracle, batches(), only_boxes, progress=False)
+    metrics, _ = evaluate(pairs(oracle, batches()), only_boxes, progress=False)
     assert list(metrics) == ["bbox"]
     assert "segm is not scored" in capsys.readouterr().out
 
@@ -154,10 +158,10 @@ def test_keypoints_are_scored_as_coco_has_them():
         return oracle(batch).replace(keypoints=jnp.pad(points, ((0, 0), (0, 0), (0, 0), (0, 1)), constant_values=0.5))
 
     dataset = Dataset(categories, records)
-    metrics, results = evaluate(found, batches(), dataset, kinds=("bbox", "keypoints"), progress=False)
+    metrics, results = evaluate(pairs(found, batches()), dataset, kinds=("bbox", "keypoints"), progress=False)
     assert {kind: m["AP"] for kind, m in metrics.items()} == pytest.approx({"bbox": 1, "keypoints": 1})
     np.testing.assert_allclose(np.reshape(results[0]["keypoints"], (2, 3))[:, :2], keypoints[0][0, :, :2], atol=1e-5)
-    metrics, results = evaluate(found, batches(), dataset, kinds=("bbox",), progress=False)
+    metrics, results = evaluate(pairs(found, batches()), dataset, kinds=("bbox",), progress=False)
     assert "keypoints" not in results[0]
 
 
@@ -182,14 +186,14 @@ def test_the_device_runs_one_batch_ahead(monkeypatch):
         events.append("start")
         return oracle(batch)
 
-    evaluate(detect, batches(), DATASET, progress=False)
+    evaluate(pairs(detect, batches()), DATASET, progress=False)
     assert events == ["start", "start", "fetch", "start", "fetch", "fetch"]
 
 
 def test_a_full_disk_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
-        evaluate(oracle, batches(), DATASET, out_dir=tmp_path / "file", progress=False)
+        evaluate(pairs(oracle, batches()), DATASET, out_dir=tmp_path / "file", progress=False)
 
 
 def test_vocs_figures_are_of_boxes_alone_and_pass_over_difficult_objects(tmp_path, capsys):
@@ -198,8 +202,10 @@ def test_vocs_figures_are_of_boxes_alone_and_pass_over_difficult_objects(tmp_pat
     boxes[1] = [0, 0, 2, 2]
     odd = [replace(RECORDS[0], boxes=boxes, difficult=np.array([False, hard])) for hard in (False, True)]
     missed, passed = (
-        evaluate(oracle, batches(), replace(DATASET, records=[one, *RECORDS[1:]]), metric="voc07", progress=False,
-                 out_dir=tmp_path)[0] for one in odd
+        evaluate(
+            pairs(oracle, batches()), replace(DATASET, records=[one, *RECORDS[1:]]), metric="voc07", progress=False,
+            out_dir=tmp_path,
+        )[0] for one in odd
     )  # fmt: skip
     assert "config.eval.metric=voc07 does not compare segm" in capsys.readouterr().out
     assert list(missed) == ["bbox"]

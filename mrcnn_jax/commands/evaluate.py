@@ -29,18 +29,19 @@ def run(config: ConfigDict | None, workdir: Path | None, checkpoint: Path | None
         if config is None:
             raise UserError(f"{path} says nothing of images to score it on: name an experiment with --config")
         weights = import_weights(path)
-        model, categories, variables = weights.config, weights.categories or (), weights.variables()
+        experiment, model = config, weights.config
+        categories, variables = weights.categories or (), weights.variables()
     else:
         params, batch_stats, metadata = load_params(path)
         trained = config_from_dict(metadata["config"])
         if config is None and "data" not in trained:
             raise UserError(f"{path} was imported and says nothing of images to score it on: name them with --config")
-        config = trained if config is None else config
+        experiment = trained if config is None else config
         model, categories = trained.model, categories_from(metadata)
         variables = {"params": params, "batch_stats": batch_stats}
-    with config.unlocked():
-        config.model = model
-    dataset, lines = sources.load(config, "val", categories)
+    with experiment.unlocked():
+        experiment.model = model
+    dataset, lines = sources.load(experiment, "val", categories)
     print("\n".join(lines), end="\n" if lines else "")
     if dataset.classes != tuple(category.name for category in categories):
         raise UserError(
@@ -49,7 +50,7 @@ def run(config: ConfigDict | None, workdir: Path | None, checkpoint: Path | None
         )
     mesh = distributed.make_mesh()
     variables = distributed.replicate(variables, mesh)
-    metrics = Evaluator(build(config.model), dataset, config, mesh)(variables, out_dir=workdir)
+    metrics = Evaluator(build(model), dataset, experiment, mesh)(variables, out_dir=workdir)
     for kind, figures in metrics.items():
         print(f"{kind}\n{figures.table()}")
     if json_path:

@@ -68,14 +68,15 @@ def run(
     settings: dict = {"method": method, "num": num or _NUM}
     if config is not None and config.data.kind == "shapes":
         settings["drawn"] = config_to_dict(config.data) | {"seed": config.seed, "split": split}
-    model = None
+    model = loading = None
     if method == "rpn":
         model = load(checkpoint or Path())
         _check_rpn(model, checkpoint)
         if num is not None:
             model.config = with_num_proposals(model.config, num)
-        config = _for_rpn(model, config)
-        settings |= {"num": model.config.rpn.post_nms[1], "weights": _digest(model), "buckets": config.data.buckets}
+        loading = _for_rpn(model, config)
+        buckets = loading.data.buckets
+        settings |= {"num": model.config.rpn.post_nms[1], "weights": _digest(model), "buckets": buckets}
     parts = Parts(out, settings)
     keys = {record.image_id: _key(record) for record in dataset.records}
     missing = dataset.subset(i for i, key in enumerate(keys.values()) if key not in parts)
@@ -84,7 +85,7 @@ def run(
         print(f"going on: {num_before:,} of {len(keys):,} images were done before, see {parts.folder}")
 
     if model is not None:
-        found = _by_rpn(model, config, missing)
+        found = _by_rpn(model, loading, missing)
     else:
         mode = "quality" if method == "selective_search_quality" else "fast"
         found = selective_search.propose_all(missing.records, mode, settings["num"], workers)
@@ -167,8 +168,8 @@ def _for_rpn(model: Model, config: ConfigDict | None) -> ConfigDict:
         low, high = sorted(-(-side // 32) * 32 for side in (rules.short_side, rules.max_size))
         data = {"buckets": ((low, high), (high, low)), "num_workers": 0}
         return ConfigDict({"data": data, "eval": {"batch_size": _BATCH_SIZE}, "model": model.config})
-    with config.unlocked():
-        config.model = model.config
+    config = config.copy_and_resolve_references().unlock()
+    config.model = model.config
     return config
 
 

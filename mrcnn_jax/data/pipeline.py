@@ -217,19 +217,25 @@ def train_loader(
 
 
 def eval_loader(
-    dataset: Dataset, config: ConfigDict, batch_size: int, process_index: int = 0, process_count: int = 1
+    dataset: Dataset,
+    config: ConfigDict,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    members: tuple[np.ndarray, ...] | None = None,
 ) -> Loader:
     """Every image once, in a fixed order, resized as `config.model.preprocess` says; without ground truth.
 
     Arguments as for `train_loader`; of proposals, the best `config.data.num_proposals[1]` of an image are used. All
     hosts see the same number of batches; the last of a bucket is filled up with images that are not valid. The buckets
-    and the workers are `config.data`'s.
+    and the workers are `config.data`'s, and `members` the indices of each bucket's images, by default those that fit.
 
     Raises:
         UserError: the batch does not divide over the hosts; later, from the loader: an image cannot be read.
     """
     rules = config.model.preprocess
-    members = bucket_members(dataset, config, rules.short_side, rules.max_size, keep_empty=True)
+    if members is None:
+        members = bucket_members(dataset, config, rules.short_side, rules.max_size, keep_empty=True)
     plan = sampling.EvalPlan(members, batch_size)
     rows = _rows(batch_size, process_index, process_count)
     _check_shared_memory(config.data, rows)

@@ -5,15 +5,20 @@ where those of one class suppress each other as a model's own do; masks are then
 boxes that are left, and averaged.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, vmap
 from jaxtyping import Bool, Float, Int
+from ml_collections import ConfigDict
 
+from mrcnn_jax.data import pipeline
+from mrcnn_jax.data.dataset import Dataset
 from mrcnn_jax.errors import UserError
 from mrcnn_jax.ops import boxes as box_ops
 from mrcnn_jax.ops.nms import nms, top_k_valid
@@ -26,6 +31,36 @@ class Variant:
 
     batch: Batch
     mirrored: bool
+
+
+def variants(dataset: Dataset, config: ConfigDict, batch_size: int) -> Iterator[list[Variant]]:
+    """Every image once, in each short side of `config.eval.augment`, upright and mirrored.
+
+    The longest side that is allowed, and the buckets, grow with the short side. Images are dealt out to batches as for
+    the model's own size, so that all variants of a batch hold the same.
+    """
+    rules = config.model.preprocess
+    members = pipeline.bucket_members(dataset, config, rules.short_side, rules.max_size, keep_empty=True)
+    loaders = []
+    for short_side in config.eval.augment:
+        factor = short_side / rules.short_side
+        own = config.copy_and_resolve_references().unlock()
+        own.model.preprocess.update({"short_side": short_side, "max_size": round(rules.max_size * factor)})
+        own.data.buckets = tuple(tuple(-(-round(side * factor) // 32) * 32 for side in b) for b in config.data.buckets)
+        loaders.append(pipeline.eval_loader(dataset, own, batch_size, members=members))
+    with ExitStack() as stack:
+        for loader in loaders:
+            stack.enter_context(closing(loader))
+        for batches in zip(*loaders, strict=True):
+            yield [one for batch in batches for one in (Variant(batch, False), Variant(_mirror(batch), True))]
+
+
+def _mirror(batch: Batch) -> Batch:
+    """The images turned left to right, inside their own size."""
+    image = np.zeros_like(batch.image)
+    for row, (height, width) in enumerate(np.asarray(batch.size)):
+        image[row, :height, :width] = np.asarray(batch.image)[row, :height, :width][:, ::-1]
+    return batch.replace(image=image)
 
 
 def detect(

@@ -1,8 +1,8 @@
-"""Runs a detector over a data set and scores what it finds."""
+"""Scores what a detector finds in a data set."""
 
 import multiprocessing
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
@@ -27,8 +27,7 @@ _FIELDS = {"bbox": ("bbox",), "segm": ("segmentation",), "keypoints": ("keypoint
 
 
 def evaluate(
-    detect_fn: Callable[[Batch], Detections],
-    batches: Iterable[Batch],
+    detected: Iterable[tuple[Batch, Detections]],
     dataset: Dataset,
     *,
     kinds: Sequence[Kind] = ("bbox", "segm"),
@@ -40,18 +39,19 @@ def evaluate(
     backend: Backend = "hotcoco",
     max_detections: int = 100,
 ) -> tuple[dict[str, Metrics], list[dict]]:
-    """Detects in every image of `dataset` and scores the results.
+    """Scores what is detected in every image of `dataset`.
 
-    The device works on a batch while the host fetches the one before; pasting masks and run-length encoding are left to
-    `num_workers` processes (0: done here). Each image is scored once, whether or not anything is found in it. A kind of
-    which the data set has no annotation, or that the metric does not compare, is left out, and told.
+    Detections are taken from the device one batch late, so that it works on the next meanwhile; pasting masks and
+    run-length encoding are left to `num_workers` processes (0: done here). Each image is scored once, whether or not
+    anything is found in it. A kind of which the data set has no annotation, or that the metric does not compare, is
+    left out, and told.
 
     With `out_dir`, `predictions_<kind>.json` (COCO results, which `mrcnn score` scores alike) and `metrics.json` are
     written.
 
     Args:
-        detect_fn: batch -> detections in pixels of the padded images; compiled by the caller.
-        batches: every image of `dataset` once; rows that are not `valid` are passed over.
+        detected: batches, and what was found in them in pixels of the padded images, on the device or not: every image
+            of `dataset` once; rows that are not `valid` are passed over.
         dataset: ground truth and categories.
         kinds: what to score.
         metric: whose figures; `backend` and `max_detections` are for COCO's.
@@ -111,11 +111,10 @@ def evaluate(
     try:
         with workers as pool, Progress("evaluate", len(ids)) if progress else nullcontext() as bar:
             running = None
-            for batch in batches:
-                detections = detect_fn(batch)
+            for pair in detected:
                 if running:
                     collect(*running)
-                running = batch, detections
+                running = pair
             if running:
                 collect(*running)
             drain(0)

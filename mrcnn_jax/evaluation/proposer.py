@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -11,7 +12,6 @@ from ml_collections import ConfigDict
 from mrcnn_jax import distributed
 from mrcnn_jax.data import pipeline
 from mrcnn_jax.data.dataset import Dataset
-from mrcnn_jax.models.rcnn import RCNN
 from mrcnn_jax.types import Batch, Proposals
 
 
@@ -22,7 +22,7 @@ class Proposer:
     affair (`post_nms`).
     """
 
-    def __init__(self, model: RCNN, config: ConfigDict, mesh: Mesh):
+    def __init__(self, model: nn.Module, config: ConfigDict, mesh: Mesh):
         self._config, self._mesh = config, mesh
         self._find = distributed.data_parallel(
             lambda variables, batch: model.apply(variables, batch, method="find_proposals"), mesh, batch_outputs=True

@@ -1,7 +1,9 @@
 """Evaluating a set of variables on a data set: detect on all devices, score on the host."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import flax.linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -9,49 +11,72 @@ from mrcnn_jax import distributed
 from mrcnn_jax.conventions import rule_of
 from mrcnn_jax.data import pipeline
 from mrcnn_jax.data.dataset import Dataset
+from mrcnn_jax.evaluation import augmented
 from mrcnn_jax.evaluation.coco_metrics import Kind
 from mrcnn_jax.evaluation.evaluate import evaluate
 from mrcnn_jax.evaluation.metrics import metric_of
 from mrcnn_jax.evaluation.proposer import Proposer
 from mrcnn_jax.evaluation.recall import proposal_recall
 from mrcnn_jax.evaluation.results import write_json
-from mrcnn_jax.models.rcnn import RCNN
 from mrcnn_jax.progress import Progress
+from mrcnn_jax.types import Batch, Detections
 
 
 class Evaluator:
     """Scores variables on one data set; compiles once a bucket, however often it is called."""
 
-    def __init__(self, model: RCNN, dataset: Dataset, config: ConfigDict, mesh: Mesh):
+    def __init__(self, model: nn.Module, dataset: Dataset, config: ConfigDict, mesh: Mesh):
         if 0 < config.eval.num_images < len(dataset.records):
             dataset = dataset.subset(range(config.eval.num_images))
         self._dataset, self._config, self._mesh = dataset, config, mesh
-        self._propose = Proposer(model, config, mesh)
-        self._detect = distributed.data_parallel(
-            lambda variables, batch: model.apply(variables, batch, method="detect"), mesh, batch_outputs=True
-        )
+        self._model, self._propose = model, Proposer(model, config, mesh)
+        self._batch_size = -(-config.eval.batch_size // mesh.size) * mesh.size
+        self._detect = self._compiled("detect")
 
     def __call__(self, variables: dict, out_dir: Path | None = None) -> dict:
         """The `Metrics` of `variables` by kind: 'bbox', and 'segm' and 'keypoints' where the model has them.
 
         Of a model without a box stage there is one kind, 'proposals', and its `Recall`. With `out_dir`, the predictions
-        of each kind and metrics.json are written.
+        of each kind and metrics.json are written. With `config.eval.augment`, images are looked at in these short sides
+        and mirrored too.
         """
         config = self._config
         if config.model.box is None:
             return self._recall(variables, out_dir)
-
-        def detect(batch):
-            return self._detect(variables, distributed.shard(batch, self._mesh))
-
-        batch_size = -(-config.eval.batch_size // self._mesh.size) * self._mesh.size
-        batches = pipeline.eval_loader(self._dataset, config, batch_size)
+        detected = self._augmented(variables) if config.eval.get("augment") else self._detected(variables)
         metrics, _ = evaluate(
-            detect, batches, self._dataset, kinds=_kinds(config.model), paste_rule=rule_of(config.model),
+            detected, self._dataset, kinds=_kinds(config.model), paste_rule=rule_of(config.model),
             num_workers=config.eval.num_workers, out_dir=out_dir, progress=True, backend=config.eval.backend,
             metric=metric_of(config),
         )  # fmt: skip
         return metrics
+
+    def _compiled(self, method: str) -> Callable:
+        """A method of the model as a function of variables and what is dealt out to the devices."""
+        return distributed.data_parallel(
+            lambda variables, inputs: self._model.apply(variables, *inputs, method=method),
+            self._mesh,
+            batch_outputs=True,
+        )
+
+    def _detected(self, variables: dict) -> Iterator[tuple[Batch, Detections]]:
+        for batch in pipeline.eval_loader(self._dataset, self._config, self._batch_size):
+            yield batch, self._detect(variables, distributed.shard((batch,), self._mesh))
+
+    def _augmented(self, variables: dict) -> Iterator[tuple[Batch, Detections]]:
+        describe, box = self._compiled("describe"), self._config.model.box
+
+        def run(compiled: Callable) -> Callable:
+            return lambda *inputs: compiled(variables, distributed.shard(inputs, self._mesh))
+
+        for variants in augmented.variants(self._dataset, self._config, self._batch_size):
+            found = augmented.detect(
+                run(self._detect), run(describe), variants,
+                nms_threshold=box.nms_threshold, max_detections=box.max_detections,
+            )  # fmt: skip
+            batch = variants[0].batch
+            # In pixels of the files.
+            yield batch.replace(size=batch.original_size), found
 
     def _recall(self, variables: dict, out_dir: Path | None) -> dict:
         found = {}

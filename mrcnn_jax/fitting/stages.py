@@ -87,6 +87,7 @@ def train_with_svms(config: ConfigDict, workdir: Path, *, log: Callable[[str], N
     val_data, _ = sources.load(config, "val", train_data.categories)
     variables = distributed.replicate({"params": params, "batch_stats": batch_stats}, mesh)
     found = headline(Evaluator(build(trained.model), val_data, trained, mesh)(variables, workdir / FOLDER))
+    log(f"with SVMs: {'  '.join(f'{name} {found[name]:.3f}' for name in found if name.endswith(('/AP', '/AP50')))}")
     return found | {"minutes": figures["minutes"] + minutes}
 
 

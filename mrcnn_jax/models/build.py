@@ -26,8 +26,11 @@ def build(config: ConfigDict, axis_name: str | None = None) -> RCNN:
     """The network that a model config describes; `None` in the place of a part is a model without it.
 
     `axis_name` is the mesh axis that synchronised BatchNorm reduces over.
+    Raises `UserError` where parts do not go together.
     """
     c, preprocess = config, config.preprocess
+    if c.rpn is None and c.box is None:
+        raise UserError("the model has neither an RPN nor a box stage (model.rpn, model.box): give it one of them")
     common = {"dtype": c.dtype, "axis_name": axis_name}
     return RCNN(
         pixels=Pixels(

@@ -126,6 +126,11 @@ class RCNN(nn.Module):
                 boxes, _ = vmap(stage.refine)(out, rois.boxes, rois.valid, batch.size)
                 rois = rois.replace(boxes=boxes)
         detections = vmap(self.box[-1].detect)(scores, out.deltas, rois, batch.size.astype(jnp.float32))
+        return self.describe(batch, detections, pyramid)
+
+    def describe(self, batch: Batch, detections: Detections, pyramid: Pyramid | None = None) -> Detections:
+        """Detections with what the tasks tell of them: masks, keypoints."""
+        pyramid = self.features(batch, train=False) if pyramid is None else pyramid
         for task in self.tasks.values():
             regions = self.regions(task, pyramid, detections.boxes, detections.valid, train=False)
             detections = vmap(task.detect)(task(regions, detections.valid, train=False), detections)
