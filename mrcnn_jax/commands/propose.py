@@ -168,9 +168,9 @@ def _for_rpn(model: Model, config: ConfigDict | None) -> ConfigDict:
         low, high = sorted(-(-side // 32) * 32 for side in (rules.short_side, rules.max_size))
         data = {"buckets": ((low, high), (high, low)), "num_workers": 0}
         return ConfigDict({"data": data, "eval": {"batch_size": _BATCH_SIZE}, "model": model.config})
-    config = config.copy_and_resolve_references().unlock()
-    config.model = model.config
-    return config
+    experiment = config.copy_and_resolve_references().unlock()
+    experiment.model = model.config
+    return experiment
 
 
 def _digest(model: Model) -> str:
