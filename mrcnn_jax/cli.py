@@ -132,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     predict.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to write")
     predict.add_argument(
-        "--threshold", type=_score, default=0.5, metavar="SCORE", help="lowest score drawn (%(default)s)"
+        "--threshold", type=_score, metavar="SCORE", help="lowest score drawn (0.5, or a margin of 0 where SVMs score)"
     )
 
     predict.add_argument(

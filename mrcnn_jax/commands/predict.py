@@ -19,10 +19,10 @@ _CHUNK = 16
 _TOLD = 10
 
 
-def run(checkpoint: Path, images: list[str], out: Path, threshold: float, proposals: Path | None = None) -> None:
+def run(checkpoint: Path, images: list[str], out: Path, threshold: float | None, proposals: Path | None = None) -> None:
     """Detect in image files and folders: an overlay of each in `out`, and `predictions.json` with all of them.
 
-    `threshold` is the lowest score that is drawn; predictions.json holds all that the model reports, in COCO's form,
+    `threshold` is the lowest score that is drawn, by default 0.5, or 0 where it is the margin of an SVM; predictions.json holds all that the model reports, in COCO's form,
     with `file_name` beside `image_id`, which counts the images from 1.
 
     A model without an RPN needs `proposals`, a file as Detectron2 reads it. An image's entry there is the one whose id
@@ -33,6 +33,8 @@ def run(checkpoint: Path, images: list[str], out: Path, threshold: float, propos
             or, after all others were done, an image cannot be read or a folder has none.
     """
     model = load(checkpoint)
+    if threshold is None:
+        threshold = 0.0 if model.config.box is not None and model.config.box.score == "margin" else 0.5
     paths, failures = _files(images)
     given = None if proposals is None else _match(read_proposals(proposals), paths)
     num_named = len(paths) + len(failures)
