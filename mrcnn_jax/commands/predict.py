@@ -22,8 +22,9 @@ _TOLD = 10
 def run(checkpoint: Path, images: list[str], out: Path, threshold: float | None, proposals: Path | None = None) -> None:
     """Detect in image files and folders: an overlay of each in `out`, and `predictions.json` with all of them.
 
-    `threshold` is the lowest score that is drawn, by default 0.5, or 0 where it is the margin of an SVM; predictions.json holds all that the model reports, in COCO's form,
-    with `file_name` beside `image_id`, which counts the images from 1.
+    `threshold` is the lowest score that is drawn, by default 0.5, or 0 where it is the margin of an SVM;
+    predictions.json holds all that the model reports, in COCO's form, with `file_name` beside `image_id`, which counts
+    the images from 1.
 
     A model without an RPN needs `proposals`, a file as Detectron2 reads it. An image's entry there is the one whose id
     is the image's name without its ending; as numbers, where both are, so that 139 is that of 000000000139.jpg.
