@@ -1,0 +1,13 @@
+"""Mask R-CNN (He et al., 2017) with a thin ResNet-18-FPN, the model of `experiments/shapes.py`, on the same images."""
+
+from ml_collections import ConfigDict
+
+from experiments import base, shapes
+
+
+def get_config(mode: str = "") -> ConfigDict:
+    """Mode '' or 'smoke'."""
+    model = shapes.get_config().copy_and_resolve_references().unlock().model
+    config = base.few_shapes(base.experiment("family_mask_rcnn", model), steps=2000)
+    config.optimizer.learning_rate = 3e-3
+    return base.finish(config, mode)
