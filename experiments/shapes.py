@@ -1,6 +1,6 @@
 """Mask R-CNN with a thin ResNet on drawn shapes: the demo, and the quickest way to see the whole thing work.
 
-From scratch, 96 x 96 pixels, 8 classes told apart by shape alone; scored on 400 held-out images. `scripts/demo` runs it.
+From scratch, 96 x 96 pixels, 8 classes told apart by shape alone; scored on 400 held-out images.
 """
 
 from ml_collections import ConfigDict

@@ -56,3 +56,8 @@ def persons_updated(config: ConfigDict) -> ConfigDict:
     config.train.steps = 130_000
     config.optimizer.milestones = (100_000, 120_000)
     return config
+
+
+def cityscapes(config: ConfigDict, steps: int, drop: int) -> ConfigDict:
+    """The paper's Cityscapes models (appendix A): all else as for COCO."""
+    return coco.cityscapes(baseline(config), steps, drop)

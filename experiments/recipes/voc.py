@@ -11,6 +11,7 @@ def voc07(config: ConfigDict) -> ConfigDict:
     config.data.update({
         "kind": "voc", "train_annotations": "VOC2007/trainval", "val_annotations": "VOC2007/test", "mask_size": 0,
         "short_sides": (600,), "max_size": 1000, "buckets": ((608, 1008), (1008, 608)),
+        "num_proposals": (2000, 2000),
     })  # fmt: skip
     config.eval.metric = "voc07"
     return config
