@@ -14,6 +14,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
 from ml_collections import ConfigDict
 
 from mrcnn_jax.checkpoints.metadata import config_from_dict, config_to_dict
+from mrcnn_jax.models import zoo
 from mrcnn_jax.models.build import build, variable_shapes
 from mrcnn_jax.models.pool import Pooler
 from mrcnn_jax.types import Batch, Proposals, Pyramid
@@ -26,9 +27,23 @@ class _Unread(Pooler):
         return jnp.zeros((*valid.shape, size, size, pyramid[self.levels[0]][0].shape[-1]))
 
 
+# Of what is set here no parameter's shape depends: models that differ in it alone are traced once.
+_WITHOUT_SHAPE = {
+    "preprocess": ("short_side", "max_size", "std"),
+    "backbone": ("stride_in_1x1", "frozen_stages"),
+    "rpn": ("beta", "pre_nms", "post_nms"),
+    "roi": ("num_samples", "pooling", "aligned", "sampling_ratio", "largest"),
+    "box": ("beta", "regression_weight", "regress", "nms_threshold"),
+}
+
+
 def num_parameters(model: ConfigDict) -> int:
     """What a model has to train, counted from shapes alone."""
-    return _num_parameters(json.dumps(config_to_dict(model)))
+    values, usual = config_to_dict(model), config_to_dict(zoo.mask_rcnn())
+    for part, keys in _WITHOUT_SHAPE.items():
+        if values[part] is not None:
+            values[part] |= {key: usual[part][key] for key in keys if key in values[part]}
+    return _num_parameters(json.dumps(values))
 
 
 @cache
@@ -38,9 +53,8 @@ def _num_parameters(model: str) -> int:
 
 
 def gigaflops(model: ConfigDict, height: int, width: int, num_proposals: int = 0) -> float:
-    """Multiplications, in billions, of what `detect` traces for one image, as `multiplications` counts them.
+    """Multiplications, in billions, of what `detect` traces for one image, without reading RoIs from the maps.
 
-    Those of reading RoIs from the maps are left out.
     `num_proposals` are those that come with the image, for a model without an RPN.
     """
     return _gigaflops(json.dumps(config_to_dict(model)), height, width, num_proposals)
