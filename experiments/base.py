@@ -61,6 +61,9 @@ def experiment(name: str, model: ConfigDict) -> ConfigDict:
         # from 2010 on, which count difficult objects neither way ('coco' counts them as any other).
         "metric": "coco",
         "batch_size": 8, "num_workers": 2, "backend": "hotcoco", "num_images": 0,
+        # Test-time augmentation: short sides, in pixels, at which an image and its mirror image are looked at; () is
+        # none.
+        "augment": (),
     })  # fmt: skip
     return config
 
@@ -128,6 +131,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.data.update({
         "kind": "shapes", "num_train": 8, "num_val": 4, "size": (128, 128), "short_sides": (128,), "max_size": 128,
         "buckets": ((128, 128),), "jitter": None, "max_objects": 16, "num_workers": 0,
+        "train_images": "", "train_annotations": "", "val_images": "", "val_annotations": "",
         "train_proposals": "", "val_proposals": "", "num_proposals": (100, 50),
     })  # fmt: skip
     model = config.model
@@ -142,7 +146,9 @@ def smoke(config: ConfigDict) -> ConfigDict:
         model.backbone.norm = "gn"
     config.train.update({"batch_size": 2, "steps": 3, "log_every": 1, "eval_every": 3, "save_every": 3, "init": ""})
     config.optimizer.update({"warmup_steps": 1, "milestones": (2,), "clip_norm": 1.0})
-    config.eval.update({"batch_size": 2, "num_workers": 0})
+    config.eval.update({"metric": "coco", "batch_size": 2, "num_workers": 0})
+    if config.eval.augment:
+        config.eval.augment = (96, 128)
     return config
 
 

@@ -1,9 +1,7 @@
 """Fine-tune Mask R-CNN R50-FPN on your own folder of images with a COCO instances JSON.
 
-    mrcnn train --config=experiments/finetune.py --config.data.root=DIR --workdir=runs/mine
-
 Name the weights to start from with --config.train.init=CHECKPOINT; without it they are random. The class count and
-names come from the JSON. Image and annotation files are looked for under DIR; name them with
+names come from the JSON. Image and annotation files are looked for under --config.data.root; name them with
 --config.data.train_annotations and so on where they have unusual names. The learning rate follows
 --config.train.batch_size. What AP it gives depends on your data: none is promised.
 """
@@ -12,6 +10,9 @@ from ml_collections import ConfigDict
 
 from experiments import base
 from mrcnn_jax.models import zoo
+
+PUBLISHED = {}
+SOURCE = "no paper"
 
 
 def get_config(mode: str = "") -> ConfigDict:

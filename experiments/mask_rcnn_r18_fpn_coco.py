@@ -1,14 +1,15 @@
 """Mask R-CNN, ResNet-18-FPN, COCO, 1x schedule: the smallest that is worth running on real images.
 
-    mrcnn train --config=experiments/mask_rcnn_r18_fpn_coco.py --config.data.root=COCO --workdir=runs/r18_fpn
-
-Not trained here yet, and no reference publishes this row.
+Start from an ImageNet ResNet-18: name it with --config.train.init. No reference publishes this row.
 """
 
 from ml_collections import ConfigDict
 
 from experiments import base
 from mrcnn_jax.models import zoo
+
+PUBLISHED = {}
+SOURCE = "no paper"
 
 
 def get_config(mode: str = "") -> ConfigDict:

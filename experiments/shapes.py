@@ -1,15 +1,17 @@
 """Mask R-CNN with a thin ResNet on drawn shapes: the demo, and the quickest way to see the whole thing work.
 
-    mrcnn train --config=experiments/shapes.py --workdir=runs/shapes
-
-From scratch, 96 x 96 pixels, 8 classes told apart by shape alone. It gave box AP 0.651 and mask AP 0.606 on 400
-held-out images (scripts/demo, seed 0, jax 0.10.2, commit 3050a22, 11.0 minutes of training on two CPU cores).
+From scratch, 96 x 96 pixels, 8 classes told apart by shape alone; scored on 400 held-out images.
 """
 
 from ml_collections import ConfigDict
 
 from experiments import base
 from mrcnn_jax.models import zoo
+
+PUBLISHED = {}
+SOURCE = "no paper"
+OURS = {"box AP": 65.1, "mask AP": 60.6}
+LOG = "seed 0, jax 0.10.2, commit 3050a22, 11.0 minutes on two CPU cores"
 
 
 def get_config(mode: str = "") -> ConfigDict:

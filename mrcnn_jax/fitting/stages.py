@@ -80,7 +80,8 @@ def train_with_svms(config: ConfigDict, workdir: Path, *, log: Callable[[str], N
             "bias": (bias * scale).reshape(-1),
         }
     with trained.unlocked():
-        trained.model = plain.svms(trained.model, regress=settings.regressors)
+        # Without regressors fitted here, boxes go by those of the network, if it has learnt any (Fast R-CNN with SVMs).
+        trained.model = plain.svms(trained.model, regress=settings.regressors or trained.model.box.regress)
     shutil.rmtree(workdir / FOLDER, ignore_errors=True)
     save_params(workdir / FOLDER, params, batch_stats, describe(trained, categories_from(metadata)))
 

@@ -1,0 +1,19 @@
+"""Cascade Mask R-CNN, ResNet-50-FPN, COCO, 3x schedule (Cai & Vasconcelos, 2018; Detectron2).
+
+Start from an ImageNet ResNet-50 (MSRA): name it with --config.train.init.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import base
+from mrcnn_jax.models import zoo
+
+PUBLISHED = {"box AP": 44.3, "mask AP": 38.5}
+SOURCE = "Detectron2 model zoo, 144998488"
+
+
+def get_config(mode: str = "") -> ConfigDict:
+    """Mode '' or 'smoke'."""
+    config = base.experiment("detectron2/cascade_mask_rcnn_r50_fpn_3x", zoo.cascade(zoo.mask_rcnn(50)))
+    config = base.schedule(config, 3)
+    return base.finish(config, mode)

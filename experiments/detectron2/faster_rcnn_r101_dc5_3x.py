@@ -1,0 +1,20 @@
+"""Faster R-CNN, ResNet-101-DC5, COCO, 3x schedule (Ren et al., 2015; Detectron2 `faster_rcnn_R_101_DC5_3x`).
+
+Start from an ImageNet ResNet-101 (MSRA): name it with --config.train.init.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import base
+from mrcnn_jax.models import zoo
+
+PUBLISHED = {"box AP": 40.6}
+SOURCE = "Detectron2 model zoo, 138204841"
+
+
+def get_config(mode: str = "") -> ConfigDict:
+    """Mode '' or 'smoke'."""
+    config = base.experiment("detectron2/faster_rcnn_r101_dc5_3x", zoo.dc5(zoo.faster_rcnn(101)))
+    config.data.mask_size = 0
+    config = base.schedule(config, 3)
+    return base.finish(config, mode)

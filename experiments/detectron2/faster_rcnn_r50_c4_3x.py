@@ -1,0 +1,20 @@
+"""Faster R-CNN, ResNet-50-C4, COCO, 3x schedule (Ren et al., 2015; Detectron2 `faster_rcnn_R_50_C4_3x`).
+
+Start from an ImageNet ResNet-50 (MSRA): name it with --config.train.init.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import base
+from mrcnn_jax.models import zoo
+
+PUBLISHED = {"box AP": 38.4}
+SOURCE = "Detectron2 model zoo, 137849393"
+
+
+def get_config(mode: str = "") -> ConfigDict:
+    """Mode '' or 'smoke'."""
+    config = base.experiment("detectron2/faster_rcnn_r50_c4_3x", zoo.c4(zoo.faster_rcnn(50)))
+    config.data.mask_size = 0
+    config = base.schedule(config, 3)
+    return base.finish(config, mode)

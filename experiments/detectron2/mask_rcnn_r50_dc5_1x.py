@@ -1,0 +1,19 @@
+"""Mask R-CNN, ResNet-50-DC5, COCO, 1x schedule (He et al., 2017; Detectron2 `mask_rcnn_R_50_DC5_1x`).
+
+Start from an ImageNet ResNet-50 (MSRA): name it with --config.train.init.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import base
+from mrcnn_jax.models import zoo
+
+PUBLISHED = {"box AP": 38.3, "mask AP": 34.2}
+SOURCE = "Detectron2 model zoo, 137260150"
+
+
+def get_config(mode: str = "") -> ConfigDict:
+    """Mode '' or 'smoke'."""
+    config = base.experiment("detectron2/mask_rcnn_r50_dc5_1x", zoo.dc5(zoo.mask_rcnn(50)))
+    config = base.schedule(config, 1)
+    return base.finish(config, mode)

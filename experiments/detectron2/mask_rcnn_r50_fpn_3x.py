@@ -1,0 +1,19 @@
+"""Mask R-CNN, ResNet-50-FPN, COCO, 3x schedule (He et al., 2017; Detectron2 `mask_rcnn_R_50_FPN_3x`).
+
+Start from an ImageNet ResNet-50 (MSRA): name it with --config.train.init.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import base
+from mrcnn_jax.models import zoo
+
+PUBLISHED = {"box AP": 41.0, "mask AP": 37.2}
+SOURCE = "Detectron2 model zoo, 137849600"
+
+
+def get_config(mode: str = "") -> ConfigDict:
+    """Mode '' or 'smoke'."""
+    config = base.experiment("detectron2/mask_rcnn_r50_fpn_3x", zoo.mask_rcnn(50))
+    config = base.schedule(config, 3)
+    return base.finish(config, mode)

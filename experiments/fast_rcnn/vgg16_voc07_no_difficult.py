@@ -1,0 +1,22 @@
+"""Fast R-CNN, model L (VGG-16), VOC2007 without its difficult objects (Girshick, 2015).
+
+Start from the network as trained on ImageNet (--config.train.init); name selective search's windows with
+--config.data.train_proposals and --config.data.val_proposals.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import base
+from experiments.recipes import voc
+from mrcnn_jax.models import plain
+
+PUBLISHED = {"mAP": 68.1}
+SOURCE = "Fast R-CNN paper, table 1: 07\\diff"
+
+
+def get_config(mode: str = "") -> ConfigDict:
+    """Mode '' or 'smoke'."""
+    config = base.experiment("fast_rcnn/vgg16_voc07_no_difficult", plain.fast_rcnn("vgg16"))
+    config = voc.fast_rcnn_voc07(config)
+    config.data.use_difficult = False
+    return base.finish(config, mode)

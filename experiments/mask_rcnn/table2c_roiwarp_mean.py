@@ -1,0 +1,21 @@
+"""Mask R-CNN, ResNet-50-C4, COCO, RoIWarp with the mean of a bin's samples (He et al., 2017, table 2c).
+
+Start from an ImageNet ResNet-50 (MSRA): name it with --config.train.init.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import base
+from experiments.recipes import mask_rcnn
+from mrcnn_jax.models import zoo
+
+PUBLISHED = {"mask AP": 27.1, "mask AP50": 48.9, "mask AP75": 27.1}
+SOURCE = "Mask R-CNN paper, table 2c"
+
+
+def get_config(mode: str = "") -> ConfigDict:
+    """Mode '' or 'smoke'."""
+    config = base.experiment("mask_rcnn/table2c_roiwarp_mean", zoo.c4(zoo.mask_rcnn(50)))
+    config = mask_rcnn.baseline(config)
+    config.model.roi.pooling = "warp"
+    return base.finish(config, mode)

@@ -1,0 +1,23 @@
+"""Mask R-CNN, ResNeXt-152-FPN with a non-local block, COCO, test-time augmentation (He et al., 2017, table 8).
+
+Start from an ResNeXt-152 32x8d trained on ImageNet-5k: name it with --config.train.init.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import base
+from experiments.recipes import mask_rcnn
+from mrcnn_jax.models import zoo
+
+PUBLISHED = {"mask AP": 41.8, "mask AP50": 66.0, "mask AP75": 44.8, "box AP": 47.3, "box AP50": 69.3, "box AP75": 51.5}
+SOURCE = "Mask R-CNN paper, table 8"
+
+
+def get_config(mode: str = "") -> ConfigDict:
+    """Mode '' or 'smoke'."""
+    config = base.experiment("mask_rcnn/table8_x152_non_local_tta", zoo.resnext(zoo.mask_rcnn(152), 32, 8))
+    config = mask_rcnn.updated(config)
+    config.model.backbone.non_local = True
+    config = mask_rcnn.train_time_augmentation(config)
+    config.eval.augment = (400, 500, 600, 700, 800, 900, 1000, 1100, 1200)
+    return base.finish(config, mode)
