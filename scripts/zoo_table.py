@@ -23,7 +23,7 @@ from mrcnn_jax.progress import Progress
 ROOT = Path(experiments.__path__[0])
 README = ROOT / "README.md"
 # Papers in the order of their years.
-FOLDERS = ("", "rcnn", "fast_rcnn", "faster_rcnn", "mask_rcnn", "detectron2")
+FOLDERS = ("", "family", "rcnn", "fast_rcnn", "faster_rcnn", "mask_rcnn", "detectron2")
 HEAD = """\
 # Experiments
 

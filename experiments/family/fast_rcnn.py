@@ -5,12 +5,15 @@ from ml_collections import ConfigDict
 from experiments import base
 from mrcnn_jax.models import plain
 
+PUBLISHED = {}
+SOURCE = "no paper"
+
 
 def get_config(mode: str = "") -> ConfigDict:
     """Mode '' or 'smoke'."""
     model = plain.fast_rcnn("small")
     model.roi.update({"num_samples": 32, "positive_fraction": 0.5, "background_iou": 0.0})
-    config = base.few_shapes(base.experiment("family_fast_rcnn", model), steps=2000)
+    config = base.few_shapes(base.experiment("family/fast_rcnn", model), steps=2000)
     model.preprocess.update({"short_side": 192, "max_size": 192})
     config.data.update({"short_sides": (192,), "max_size": 192, "buckets": ((192, 192),)})
     return base.finish(config, mode)

@@ -5,6 +5,9 @@ from ml_collections import ConfigDict
 from experiments import base
 from mrcnn_jax.models import plain
 
+PUBLISHED = {}
+SOURCE = "no paper"
+
 
 def get_config(mode: str = "") -> ConfigDict:
     """Mode '' or 'smoke'."""
@@ -14,7 +17,7 @@ def get_config(mode: str = "") -> ConfigDict:
         "train_outside": True,
     })  # fmt: skip
     model.roi.update({"num_samples": 32, "positive_fraction": 0.5})
-    config = base.few_shapes(base.experiment("family_faster_rcnn", model), steps=2000)
+    config = base.few_shapes(base.experiment("family/faster_rcnn", model), steps=2000)
     model.preprocess.update({"short_side": 192, "max_size": 192})
     config.data.update({"short_sides": (192,), "max_size": 192, "buckets": ((192, 192),)})
     return base.finish(config, mode)

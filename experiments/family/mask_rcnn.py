@@ -4,10 +4,13 @@ from ml_collections import ConfigDict
 
 from experiments import base, shapes
 
+PUBLISHED = {}
+SOURCE = "no paper"
+
 
 def get_config(mode: str = "") -> ConfigDict:
     """Mode '' or 'smoke'."""
     model = shapes.get_config().copy_and_resolve_references().unlock().model
-    config = base.few_shapes(base.experiment("family_mask_rcnn", model), steps=2000)
+    config = base.few_shapes(base.experiment("family/mask_rcnn", model), steps=2000)
     config.optimizer.learning_rate = 3e-3
     return base.finish(config, mode)

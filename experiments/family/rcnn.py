@@ -10,11 +10,14 @@ from ml_collections import ConfigDict
 from experiments import base
 from mrcnn_jax.models import plain
 
+PUBLISHED = {}
+SOURCE = "no paper"
+
 
 def get_config(mode: str = "") -> ConfigDict:
     """Mode '' or 'smoke'."""
     model = plain.rcnn("small")
     model.roi.update({"num_samples": 16, "positive_fraction": 0.5})
-    config = base.few_shapes(base.experiment("family_rcnn", model), steps=2000)
+    config = base.few_shapes(base.experiment("family/rcnn", model), steps=2000)
     config.svm.update({"fit": True, "c": 1e-2})
     return base.finish(config, mode)

@@ -24,6 +24,7 @@ def cityscapes(config: ConfigDict, steps: int, drop: int) -> ConfigDict:
     config.data.update({
         "short_sides": (800, 832, 864, 896, 928, 960, 992, 1024), "max_size": 2048, "buckets": ((1024, 2048),),
     })  # fmt: skip
+    config.eval.metric = "cityscapes"
     config.train.update({"batch_size": 8, "steps": steps, "eval_every": steps // 4, "save_every": steps // 4})
     config.optimizer.milestones = (drop,)
     return config
