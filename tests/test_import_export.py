@@ -129,7 +129,7 @@ def test_export_to_stablehlo(checkpoint, tmp_path, capsys):
 def test_a_backbone_for_keypoints_names_the_person(weights, tmp_path, monkeypatch, capsys):
     def named():
         config = tiny.model_config()
-        config.update({"num_classes": 1, "mask": None, "keypoint": zoo.keypoint_rcnn().keypoint})
+        config.num_classes, config.mask, config.keypoint = 1, None, zoo.keypoint_rcnn().keypoint
         return config
 
     monkeypatch.setitem(architectures.NAMED, "tiny_keypoint_rcnn", named)
@@ -150,6 +150,10 @@ def test_an_rpn_alone_is_imported_and_finds_objects(tmp_path, capsys):
     config.backbone.norm = "frozen_bn"
     config = zoo.rpn(config)
     variables = tiny.variables(build(config))
+    # The anchors themselves are proposed.
+    variables["params"]["rpn"]["head"]["anchor_deltas"] = jax.tree.map(
+        np.zeros_like, variables["params"]["rpn"]["head"]["anchor_deltas"]
+    )
     file, out = tmp_path / "rpn.pkl", tmp_path / "out"
     exporting.export_detectron2(file, variables, config)
     model = mrcnn_jax.load(file)
@@ -160,6 +164,8 @@ def test_an_rpn_alone_is_imported_and_finds_objects(tmp_path, capsys):
     assert model.classes == ("object",)
     (found,) = model.predict([np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)])
     assert set(found.category_ids) == {1}
+    # Scores are logits.
+    assert found.scores.min() < 0 < found.scores.max()
     assert main(["export", f"--checkpoint={out}", "--format=torchvision", f"--out={tmp_path / 'a.pth'}"]) == 2
     assert "no RPN alone" in capsys.readouterr().err
 
