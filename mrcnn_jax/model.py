@@ -178,6 +178,7 @@ class Model:
 
     def _result(self, detections: Detections, size, original, score_threshold: float | None) -> Result:
         found = to_image(detections, size, original, paste_rule=rule_of(self.config))
+        # Logits of an RPN alone and margins of SVMs may be negative.
         keep = found.scores >= (-np.inf if score_threshold is None else score_threshold)
         labels = found.classes[keep] - 1
         ids = np.array([category.id for category in self.categories], np.int64)[labels]

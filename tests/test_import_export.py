@@ -13,7 +13,7 @@ from mrcnn_jax.checkpoints import exporting
 from mrcnn_jax.checkpoints.importing import import_weights
 from mrcnn_jax.cli import main
 from mrcnn_jax.data.dataset import Category
-from mrcnn_jax.models import zoo
+from mrcnn_jax.models import architectures, zoo
 from mrcnn_jax.models.build import build
 
 SIZES = ["--model.preprocess.short_side=64", "--model.preprocess.max_size=96"]
@@ -124,6 +124,50 @@ def test_export_to_stablehlo(checkpoint, tmp_path, capsys):
     assert "--image-size=480x640" in capsys.readouterr().err
     assert main([*arguments, "--image-size=70x90", "--batch-size=1"]) == 0
     assert out.stat().st_size > 10_000
+
+
+def test_a_backbone_for_keypoints_names_the_person(weights, tmp_path, monkeypatch, capsys):
+    def named():
+        config = tiny.model_config()
+        config.num_classes, config.mask, config.keypoint = 1, None, zoo.keypoint_rcnn().keypoint
+        return config
+
+    monkeypatch.setitem(architectures.NAMED, "tiny_keypoint_rcnn", named)
+    config, variables = weights
+    arrays = exporting.state_dict(variables, config, "torchvision")
+    start = "backbone.body."
+    arrays = {key.removeprefix(start): array for key, array in arrays.items() if key.startswith(start)}
+    path, out = foreign_files.write_torch_zip(tmp_path / "resnet.pth", arrays), tmp_path / "out"
+    assert main(["import", str(path), f"--out={out}", "--arch=tiny_keypoint_rcnn", "--allow-partial"]) == 0
+    assert f"--config.train.init={out}" in capsys.readouterr().out
+    (person,) = mrcnn_jax.load(out).categories
+    assert person.name == "person"
+    assert len(person.keypoints) == 17
+
+
+def test_an_rpn_alone_is_imported_and_finds_objects(tmp_path, capsys):
+    config = tiny.model_config()
+    config.backbone.norm = "frozen_bn"
+    config = zoo.rpn(config)
+    variables = tiny.variables(build(config))
+    # The anchors themselves are proposed.
+    variables["params"]["rpn"]["head"]["anchor_deltas"] = jax.tree.map(
+        np.zeros_like, variables["params"]["rpn"]["head"]["anchor_deltas"]
+    )
+    file, out = tmp_path / "rpn.pkl", tmp_path / "out"
+    exporting.export_detectron2(file, variables, config)
+    model = mrcnn_jax.load(file)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(model.params), variables)
+    assert main(["import", str(file), f"--out={out}", *SIZES]) == 0
+    assert "RPN, ResNet-10-FPN, frozen_bn, as detectron2 names it" in capsys.readouterr().out
+    model = mrcnn_jax.load(out)
+    assert model.classes == ("object",)
+    (found,) = model.predict([np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)])
+    assert set(found.category_ids) == {1}
+    # Scores are logits.
+    assert found.scores.min() < 0 < found.scores.max()
+    assert main(["export", f"--checkpoint={out}", "--format=torchvision", f"--out={tmp_path / 'a.pth'}"]) == 2
+    assert "no RPN alone" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,14 @@ import tiny
 from ml_collections import ConfigDict
 
 from mrcnn_jax.checkpoints import exporting
-from mrcnn_jax.checkpoints.importing import convert, import_weights
+from mrcnn_jax.checkpoints.importing import assumed_classes, convert, import_weights
 from mrcnn_jax.checkpoints.initial import adopt, initial_variables, read_source
 from mrcnn_jax.checkpoints.names import entries, flatten
-from mrcnn_jax.checkpoints.recognise import recognise
+from mrcnn_jax.checkpoints.recognise import is_plain, recognise
 from mrcnn_jax.checkpoints.weight_files import WeightFile
 from mrcnn_jax.data.dataset import Category
 from mrcnn_jax.errors import UserError
-from mrcnn_jax.models import architectures, zoo
+from mrcnn_jax.models import architectures, plain, zoo
 from mrcnn_jax.models.build import build
 
 
@@ -36,7 +36,13 @@ def tiny_config(library: str = "detectron2") -> ConfigDict:
     return zoo.torchvision_v1(config) if library == "torchvision" else config
 
 
-@pytest.mark.parametrize("name", architectures.NAMED)
+# Neither library has plain networks, nor C5, whose arrays are those of DC5.
+OF_A_LIBRARY = [
+    name for name, config in architectures.NAMED.items() if not is_plain(config()) and not name.endswith("_c5")
+]
+
+
+@pytest.mark.parametrize("name", OF_A_LIBRARY)
 def test_every_named_architecture_is_recognised(name):
     expected = architectures.named(name)
     library = "torchvision" if name.startswith("torchvision") else "detectron2"
@@ -222,6 +228,7 @@ def test_boxes_that_serve_all_classes_are_repeated_for_torchvision():
         (lambda c: c.backbone.update({"norm": "gn"}), "no group norm"),
         (lambda c: zoo.cascade(c), "with a pyramid alone"),
         (lambda c: zoo.c4(c), "with a pyramid alone"),
+        (lambda c: zoo.rpn(c), "no RPN alone"),
     ],
 )
 def test_what_torchvision_has_no_model_for(change, words):
@@ -229,6 +236,57 @@ def test_what_torchvision_has_no_model_for(change, words):
     change(config)
     with pytest.raises(UserError, match=words):
         exporting.state_dict({"params": {}}, config, "torchvision")
+
+
+@pytest.mark.parametrize("library", ["torchvision", "detectron2"])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda _: plain.fast_rcnn("small"), "its networks are ResNets"),
+        (lambda _: plain.rcnn("small"), "its networks are ResNets"),
+        (lambda c: c.backbone.update({"non_local": True}), "no non-local block"),
+        (lambda c: c.mask.update({"fc_dims": (16,)}), "made by convolutions"),
+        (lambda c: c.mask.update({"softmax": True}), "made by convolutions"),
+    ],
+)
+def test_what_no_library_has_a_model_for(library, change, words):
+    config = tiny_config()
+    config = change(config) or config
+    with pytest.raises(UserError, match=f"{library} has no model like this one: .*{words}"):
+        exporting.state_dict({"params": {}}, config, library)
+
+
+def rpn_config(base: str) -> ConfigDict:
+    config = tiny_config()
+    if base == "c4":
+        config = zoo.c4(config)
+        config.rpn.channels = 16
+    return zoo.rpn(config)
+
+
+@pytest.mark.parametrize("base", ["fpn", "c4"])
+def test_an_rpn_alone_goes_out_and_comes_back(base, tmp_path):
+    config = rpn_config(base)
+    variables = tiny.variables(build(config))
+    pickle, own = tmp_path / "rpn.pkl", tmp_path / "rpn.safetensors"
+    assert exporting.export_detectron2(pickle, variables, config) == []
+    exporting.export_safetensors(own, variables, config, assumed_classes(config))
+    for path in (pickle, own):
+        found = import_weights(path)
+        jax.tree.map(np.testing.assert_array_equal, found.variables(), variables)
+        assert [category.name for category in found.categories] == ["object"]
+        assert f"RPN, ResNet-10-{base.upper()}, frozen_bn" in found.report[0]
+    keys = exporting.state_dict(variables, config, "detectron2")
+    assert {key.partition(".")[0] for key in keys} == {"backbone", "proposal_generator"}
+    assert build(config).trunk is None
+
+
+def test_an_rpn_out_of_a_detector():
+    arrays = arrays_of(tiny_config(), "detectron2")
+    found = convert(WeightFile(arrays), "w", model=rpn_config("fpn"), allow_partial=True)
+    assert found.missing == ()
+    assert {path.split("/")[1] for path in found.leaves} == {"backbone", "fpn", "rpn"}
+    assert "dropped, no place here: 14 (roi_heads.box" in "\n".join(found.report)
 
 
 CLASSES = tuple(Category(i, name) for i, name in enumerate(("cat", "Dog", "horse"), start=1))

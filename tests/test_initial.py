@@ -9,7 +9,10 @@ import tiny
 from ml_collections import ConfigDict
 
 from mrcnn_jax.checkpoints import initial
+from mrcnn_jax.checkpoints.importing import Weights
+from mrcnn_jax.checkpoints.names import flatten
 from mrcnn_jax.errors import UserError
+from mrcnn_jax.models import plain, zoo
 from mrcnn_jax.models.build import build
 
 
@@ -93,3 +96,59 @@ def test_a_file_cut_short(tmp_path):
     config = ConfigDict({"seed": 0, "model": tiny.model_config(), "train": {"init": str(tmp_path / "cut.npz")}})
     with pytest.raises(UserError, match="damaged"):
         initial.read_source(config)
+
+
+def experiment(model: ConfigDict) -> ConfigDict:
+    return ConfigDict({"seed": 0, "model": model, "train": {"init": ""}})
+
+
+def weights_of(model: ConfigDict) -> Weights:
+    return Weights("runs/a", model, None, flatten(tiny.variables(build(model))))
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "words"),
+    [
+        (lambda: plain.fast_rcnn("small"), tiny.model_config, "begins with ResNet-10, and config.model with a small n"),
+        (tiny.model_config, lambda: plain.fast_rcnn("small"), "begins with a small network, and config.model with Res"),
+        (lambda: plain.fast_rcnn("vgg16"), lambda: plain.fast_rcnn("small"), "and config.model with VGG-16"),
+        (lambda: plain.fast_rcnn("small"), lambda: plain.rcnn("small"), "begins with a small network for regions"),
+        (lambda: plain.rcnn("small"), lambda: plain.fast_rcnn("small"), "with a small network for regions (R-CNN)"),
+        (lambda: plain.rcnn("small"), tiny.model_config, "begins with ResNet-10, and config.model with a small netw"),
+        (tiny.model_config, lambda: plain.rcnn("small"), "begins with a small network for regions (R-CNN), and config"),
+    ],
+)
+def test_weights_of_another_kind_of_network(ours, theirs, words):
+    with pytest.raises(UserError, match=re.escape(words)) as told:
+        initial.adopt(experiment(ours()), weights_of(theirs()))
+    assert str(told.value).startswith("runs/a begins with")
+
+
+def without_rpn() -> ConfigDict:
+    config = tiny.model_config()
+    config.rpn = None
+    return config
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "taken"),
+    [
+        (tiny.model_config, lambda: zoo.rpn(tiny.model_config()), {"backbone", "fpn", "rpn"}),
+        (lambda: zoo.rpn(tiny.model_config()), tiny.model_config, {"backbone", "fpn", "rpn"}),
+        # An experiment that is an RPN alone stays one.
+        (lambda: zoo.rpn(tiny.model_config()), without_rpn, {"backbone", "fpn"}),
+        (lambda: plain.rcnn("small"), lambda: plain.rcnn("small"), {"trunk", "box_0"}),
+        (lambda: plain.faster_rcnn("small"), lambda: zoo.rpn(plain.faster_rcnn("small")), {"backbone", "rpn"}),
+    ],
+)
+def test_parts_that_both_have_are_taken(ours, theirs, taken, monkeypatch):
+    source = weights_of(theirs())
+    config, _ = initial.adopt(experiment(ours()), source)
+    model = build(config.model)
+    random = tiny.variables(model, seed=1)
+    monkeypatch.setattr(initial, "init", lambda model, key: random)
+    found, random = (flatten(x) for x in (initial.initial_variables(model, config, source)[0], random))
+    for path, leaf in found.items():
+        expected = source.leaves if path.split("/")[1] in taken else random
+        np.testing.assert_array_equal(leaf, expected[path], err_msg=path)
+    assert taken <= {path.split("/")[1] for path in found}

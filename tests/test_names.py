@@ -17,6 +17,11 @@ from mrcnn_jax.overview import num_parameters
 
 # {architecture: {key: shape}} of torchvision 0.28 and Detectron2 0.6.
 LISTS = json.loads(gzip.decompress((Path(__file__).parent / "golden" / "state_dicts.json.gz").read_bytes()))
+# Detectron2's RPNs alone, `rpn_R_50_FPN` and `rpn_R_50_C4`, are these models without their RoI heads.
+for base in ("FPN", "C4"):
+    LISTS[f"d2_rpn_R_50_{base}_1x"] = {
+        key: shape for key, shape in LISTS[f"d2_faster_rcnn_R_50_{base}_3x"].items() if not key.startswith("roi_heads.")
+    }
 # Millions of parameters as published; constant norms are none.
 PUBLISHED = {
     "d2_mask_rcnn_R_50_FPN_3x": 44.34, "d2_faster_rcnn_R_50_FPN_3x": 41.70, "d2_keypoint_rcnn_R_50_FPN_3x": 59.13,

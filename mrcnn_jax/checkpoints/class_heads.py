@@ -22,7 +22,7 @@ def heads_by_class(
     known: Sequence[Category],
     wanted: Sequence[Category],
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The weights with heads for the classes `wanted`, and a line that says what became of them.
+    """The weights with heads for the classes `wanted`, and a line that says what became of them, if there are any.
 
     Args:
         leaves: weights by path, of a model for the classes `known`.
@@ -30,6 +30,8 @@ def heads_by_class(
             keeps them.
         config: of the model; it says whether boxes and masks are predicted a class at all.
     """
+    if not any(_block(path, config) for path in leaves):
+        return dict(leaves), []
     source = {category.name.lower(): number for number, category in enumerate(known)}
     pairs = [(new, source[c.name.lower()]) for new, c in enumerate(wanted) if c.name.lower() in source]
     if len(known) == len(wanted) and pairs == [(i, i) for i in range(len(wanted))]:

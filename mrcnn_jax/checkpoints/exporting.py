@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 
 from mrcnn_jax.checkpoints.metadata import SAFETENSORS_KEY, describe
 from mrcnn_jax.checkpoints.names import Library, entries, flatten
+from mrcnn_jax.checkpoints.recognise import is_plain
 from mrcnn_jax.checkpoints.torch_writer import write_torch
 from mrcnn_jax.data.dataset import Category
 from mrcnn_jax.errors import UserError
@@ -63,17 +64,33 @@ def state_dict(variables: Mapping[str, Any], config: ConfigDict, library: Librar
     """
     leaves = {path: np.asarray(leaf, order="C") for path, leaf in flatten(variables).items()}
     config = config.copy_and_resolve_references()
+    _require_known_parts(config, library)
     if library == "torchvision":
         _require_torchvision(config)
-    _set_outputs(leaves, config.box, "box_0/predictor/bbox_pred", 4, config.num_classes, library)
+    if config.box is not None:
+        _set_outputs(leaves, config.box, "box_0/predictor/bbox_pred", 4, config.num_classes, library)
     if config.mask is not None:
         _set_outputs(leaves, config.mask, "tasks_mask/head/predictor", 1, config.num_classes, library)
     return {entry.key: entry.export(leaves[entry.path]) for entry in entries(config, library)}
 
 
+def _require_known_parts(config: ConfigDict, library: Library) -> None:
+    problem = None
+    if is_plain(config):
+        problem = "its networks are ResNets"
+    elif config.backbone.get("non_local"):
+        problem = "its ResNets have no non-local block"
+    elif config.mask is not None and (config.mask.get("fc_dims") or config.mask.get("softmax")):
+        problem = "its masks are made by convolutions, and each class alone"
+    if problem:
+        raise UserError(f"{library} has no model like this one: {problem}. Export it as safetensors")
+
+
 def _require_torchvision(config: ConfigDict) -> None:
     problem = None
-    if config.fpn is None or config.rpn is None or len(config.box.iou) > 1:
+    if config.box is None:
+        problem = "it has no RPN alone"
+    elif config.fpn is None or config.rpn is None or len(config.box.iou) > 1:
         problem = "it has Faster, Mask and Keypoint R-CNN with a pyramid alone"
     elif "gn" in (config.backbone.norm, config.fpn.norm, config.box.norm):
         problem = "its builders have no group norm"

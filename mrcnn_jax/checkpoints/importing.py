@@ -11,14 +11,22 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from mrcnn_jax.checkpoints import detectron2, torchvision
+from mrcnn_jax.checkpoints import detectron2, plain_weights, torchvision
 from mrcnn_jax.checkpoints.metadata import SAFETENSORS_KEY, categories_from, config_from_dict
 from mrcnn_jax.checkpoints.names import Entry, Library, entries, flatten, unflatten
-from mrcnn_jax.checkpoints.recognise import describe, follow_backbone, library_of, num_classes, recognise
+from mrcnn_jax.checkpoints.recognise import (
+    describe,
+    follow_backbone,
+    is_plain,
+    library_of,
+    network_name,
+    num_classes,
+    recognise,
+)
 from mrcnn_jax.checkpoints.weight_files import WeightFile, read_weights
 from mrcnn_jax.config_files import override
 from mrcnn_jax.data.dataset import Category
-from mrcnn_jax.data.published_classes import published_classes
+from mrcnn_jax.data.published_classes import numbered, published_classes
 from mrcnn_jax.errors import UserError
 from mrcnn_jax.models.build import build, init, variable_shapes
 
@@ -66,14 +74,14 @@ def convert(
     categories: Sequence[Category] | None = None,
     allow_partial: bool = False,
 ) -> Weights:
-    """The weights of a detector, or of an ImageNet ResNet to begin one with, under our names and in our layouts.
+    """The weights of a detector, or of an ImageNet network to begin one with, under our names and in our layouts.
 
     Args:
         file: what was read.
         name: what to call it.
         model: the config of the detector; by default it is recognised from names and shapes.
-        backbone_of: the config of the model that an ImageNet ResNet, which cannot tell, is to begin. It comes back with
-            the strides and pixels of these weights.
+        backbone_of: the config of the model that an ImageNet network, which cannot tell, is to begin. It comes back
+            with the strides and pixels of these weights. A plain network brings its two FCs along.
         overrides: dotted keys of the config, for what no shape tells: {"backbone.norm_eps": 1e-5}.
         categories: the classes in the order of the outputs; by default those of the published weights with that many.
         allow_partial: whether arrays may be missing; and may have no place or another shape, and are then dropped.
@@ -90,27 +98,31 @@ def convert(
     if not backbone:
         config = model or recognise(shapes, library, name)
     elif backbone_of is None:
-        raise UserError(f"{name} is a backbone alone: name the model that it begins, as --arch=mask_rcnn_r50_fpn")
+        example = "fast_rcnn_vgg16" if library == "plain" else "mask_rcnn_r50_fpn"
+        raise UserError(f"{name} is a backbone alone: name the model that it begins, as --arch={example}")
     else:
         config = backbone_of
+        _require_network(config, arrays, library, name)
     config = config.copy_and_resolve_references().unlock()
     if backbone:
         follow_backbone(config, file.arrays, library, shapes)
     else:
-        config.num_classes = num_classes(shapes, name)
+        config.num_classes = num_classes(config, shapes, name)
     for key, value in (overrides or {}).items():
         override(config, key, value)
     if backbone and categories is not None:
         raise UserError(f"{name} is a backbone alone, which has no classes to name: leave --classes out")
     classes = () if backbone else _classes(name, config, categories)
 
-    fit = _fit(arrays, entries(config, library, ("backbone", "trunk") if backbone else None), config)
+    parts = plain_weights.PARTS if library == "plain" else ("backbone/", "trunk/") if backbone else None
+    fit = _fit(arrays, entries(config, library, parts), config)
     if not fit.leaves:
         raise UserError(f"{name} holds nothing that fits this model: its first array is {next(iter(file.arrays))}")
     if not allow_partial:
         fit.require_complete(name)
+    whose = plain_weights.origin(file.arrays, name) or library
     report = [
-        f"{name}: {'a backbone for ' if backbone else ''}{describe(config)}, as {library} names it",
+        f"{name}: {'a backbone for ' if backbone else ''}{describe(config)}, as {whose} names it",
         f"  loaded: {len(fit.leaves)} arrays, {sum(leaf.size for leaf in fit.leaves.values()):,} numbers",
         *_line("renamed", renamed),
         *_line("dropped, no part of a detector", [*file.other, *dropped]),
@@ -125,12 +137,18 @@ def convert(
 
 def _classes(name: str, config: ConfigDict, given: Sequence[Category] | None) -> tuple[Category, ...]:
     if given is None:
-        num_keypoints = 0 if config.keypoint is None else config.keypoint.num_keypoints
-        return published_classes(config.num_classes, num_keypoints)
+        return assumed_classes(config)
     if len(given) != config.num_classes:
         names = ", ".join(category.name for category in given)
         raise UserError(f"{name} has {config.num_classes} classes, and --classes names {len(given)} ({names})")
     return tuple(given)
+
+
+def assumed_classes(config: ConfigDict) -> tuple[Category, ...]:
+    """The classes of a model whose weights came without names: those of published weights with as many."""
+    if config.box is None:
+        return numbered(["object"])
+    return published_classes(config.num_classes, 0 if config.keypoint is None else config.keypoint.num_keypoints)
 
 
 def _own(file: WeightFile, name: str, overrides: Mapping[str, Any], categories: Sequence[Category] | None) -> Weights:
@@ -160,7 +178,7 @@ def is_backbone(file: WeightFile) -> bool:
 
 def _current(file: WeightFile, library: Library, name: str) -> tuple[dict[str, np.ndarray], list[str], list[str]]:
     """The arrays under the library's names of today; the keys that this renames, and those that it drops."""
-    current = (torchvision if library == "torchvision" else detectron2).current_name
+    current = {"torchvision": torchvision, "detectron2": detectron2, "plain": plain_weights}[library].current_name
     arrays: dict[str, np.ndarray] = {}
     renamed, dropped = [], []
     for key, array in file.arrays.items():
@@ -174,6 +192,20 @@ def _current(file: WeightFile, library: Library, name: str) -> tuple[dict[str, n
         if new != key:
             renamed.append(f"{key} -> {new}")
     return arrays, renamed, dropped
+
+
+def _require_network(config: ConfigDict, arrays: Mapping[str, np.ndarray], library: Library, name: str) -> None:
+    """Raises `UserError` unless this is the network that the model begins with."""
+    if (library == "plain") != is_plain(config):
+        kind = "a plain network" if library == "plain" else "a ResNet"
+        raise UserError(f"{name} is {kind}, and the model begins with {network_name(config)}: give the weights of that")
+    if library != "plain":
+        return
+    wanted = {entry.key: entry.key_shape for entry in entries(config, library, plain_weights.PARTS)}
+    for key in sorted(wanted.keys() | arrays.keys()):
+        if plain_weights.is_convolution(key) and (key not in arrays or arrays[key].shape != wanted.get(key)):
+            found = f"{key} is {_by(arrays[key].shape)} there" if key in arrays else f"it has no {key}"
+            raise UserError(f"{name} is not {network_name(config)}, which the model begins with: {found}")
 
 
 @dataclass
@@ -216,7 +248,7 @@ def _fit(arrays: Mapping[str, np.ndarray], wanted: Sequence[Entry], config: Conf
             fit.leaves[entry.path] = entry.load(array)
     # A norm that is constant here has no counter.
     fit.unexpected = [key for key in arrays if not key.endswith(".num_batches_tracked")]
-    _complete_norms(fit, wanted, config.backbone.norm_eps)
+    _complete_norms(fit, wanted, 0.0 if is_plain(config) else config.backbone.norm_eps)
     return fit
 
 
@@ -242,11 +274,13 @@ def _layer(path: str) -> str:
 
 def _assumptions(config: ConfigDict) -> str:
     p, b = config.preprocess, config.backbone
-    strided = "1 x 1" if b.stride_in_1x1 else "3 x 3"
+    network = ""
+    if not is_plain(config):
+        network = f", strides in the {'1 x 1' if b.stride_in_1x1 else '3 x 3'}, eps of norms {b.norm_eps:g}"
     anchors = "" if config.rpn is None else f", anchors of {', '.join(f'{s:g}' for s in sum(config.rpn.sizes, ()))} px"
     return (
         f"{'BGR' if p.bgr else 'RGB'} pixels of mean {tuple(p.mean)} and deviation {tuple(p.std)} (in RGB order), "
-        f"short side {p.short_side} up to {p.max_size}{anchors}, strides in the {strided}, eps of norms {b.norm_eps:g}"
+        f"short side {p.short_side} up to {p.max_size}{anchors}{network}"
     )
 
 

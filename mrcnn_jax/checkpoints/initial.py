@@ -15,6 +15,7 @@ from mrcnn_jax.checkpoints.class_heads import heads_by_class
 from mrcnn_jax.checkpoints.importing import Weights, convert, is_backbone
 from mrcnn_jax.checkpoints.metadata import categories_from, config_from_dict
 from mrcnn_jax.checkpoints.names import flatten, unflatten
+from mrcnn_jax.checkpoints.recognise import is_plain, network_name
 from mrcnn_jax.checkpoints.state import load_params, newest_metadata
 from mrcnn_jax.checkpoints.weight_files import read_weights
 from mrcnn_jax.data.dataset import Category
@@ -68,17 +69,21 @@ def adopt(config: ConfigDict, source: Weights | None) -> tuple[ConfigDict, list[
     """The experiment with the model of the weights that it starts from, and a line on what that changes.
 
     Which heads there are stays as it is, and so do the keys in `_OF_THE_EXPERIMENT` and those of `config.model` that
-    were set on the command line, which are in `config.model_overrides`.
+    were set on the command line, which are in `config.model_overrides`. Raises `UserError` where the two begin with
+    networks of other kinds.
     """
     if source is None:
         return config, []
+    if source.leaves:
+        _require_same_kind(config, source)
     config = config.copy_and_resolve_references().unlock()
     by_hand: Any = config.get("model_overrides", ())
     kept = (*_OF_THE_EXPERIMENT, *by_hand)
     changed = []
     for part, theirs in source.config.items():
         ours = config.model.get(part)
-        if part in by_hand:
+        # An RPN that is alone is the head.
+        if part in by_hand or (part == "rpn" and config.model.box is None and theirs is None):
             continue
         if part in ("fpn", "rpn") and (theirs is None or ours is None):
             if theirs is not ours:
@@ -91,6 +96,22 @@ def adopt(config: ConfigDict, source: Weights | None) -> tuple[ConfigDict, list[
                     ours[key] = value
     told = f"{', '.join(changed[:_SHOWN])}{f' and {len(changed) - _SHOWN} more' if len(changed) > _SHOWN else ''}"
     return config.lock(), [f"config.model follows these weights in {told}"] if changed else []
+
+
+def _require_same_kind(config: ConfigDict, source: Weights) -> None:
+    kinds = [
+        (model.backbone is None, network_name(model) if is_plain(model) else "ResNet")
+        for model in (config.model, source.config)
+    ]
+    if kinds[0] != kinds[1]:
+        ours, theirs = (
+            f"{network_name(model)}{' for regions (R-CNN)' if model.backbone is None else ''}"
+            for model in (config.model, source.config)
+        )
+        raise UserError(
+            f"{source.name} begins with {theirs}, and config.model with {ours}: name weights with the same network in "
+            "config.train.init, or change config.model.backbone"
+        )
 
 
 def initial_variables(

@@ -1,9 +1,11 @@
 """What torchvision and Detectron2 call our arrays, and how they lay them out: one table for import and export.
 
 An array of ours is named by its path, "params/backbone/res2_0/conv1/kernel"; theirs by a state-dict key,
-"backbone.bottom_up.res2.0.conv1.weight". Layouts are PyTorch's: convolutions OIHW, matrices (out, in).
+"backbone.bottom_up.res2.0.conv1.weight". Layouts are PyTorch's: convolutions OIHW, matrices (out, in). The third
+library, "plain", is of networks trained on ImageNet before ResNets, and for import alone.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,12 +14,15 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from mrcnn_jax.checkpoints import detectron2, torchvision
+from mrcnn_jax.checkpoints import detectron2, plain_weights, torchvision
 from mrcnn_jax.models.build import build, variable_shapes
+from mrcnn_jax.nn.plain import LAYERS
 
-Library = Literal["torchvision", "detectron2"]
+Library = Literal["torchvision", "detectron2", "plain"]
 
-_MODULE = {"torchvision": torchvision.module_name, "detectron2": detectron2.module_name}
+_MODULE = {
+    "torchvision": torchvision.module_name, "detectron2": detectron2.module_name, "plain": plain_weights.module_name,
+}  # fmt: skip
 # The leaves of a layer, ours and theirs.
 _LEAF = {
     "kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var",
@@ -59,7 +64,7 @@ class Entry:
 
 
 def entries(config: ConfigDict, library: Library, parts: tuple[str, ...] | None = None) -> list[Entry]:
-    """An entry for every array of the model that `config` describes, or of some parts of it: ("backbone", "trunk").
+    """An entry for every array of the model that `config` describes, or of some parts of it: ("backbone/", "trunk/").
 
     Raises `UserError` where the library has no such model.
     """
@@ -67,10 +72,10 @@ def entries(config: ConfigDict, library: Library, parts: tuple[str, ...] | None 
     for path, leaf in flatten(variable_shapes(build(config))).items():
         shape = leaf.shape
         _, *modules, name = path.split("/")
-        if parts and modules[0] not in parts:
+        if parts and not "/".join(modules).startswith(parts):
             continue
         key = f"{_MODULE[library](modules, config)}.{_LEAF[name]}"
-        view, axes = _layout(modules, name, shape, config.box.size)
+        view, axes = _layout(modules, name, shape, config)
         key_shape = (shape[1], shape[0]) if name == "kernel" and len(shape) == 2 else tuple(view[i] for i in axes)
         background_last = library == "detectron2" and modules[-1] == "cls_score"
         found.append(Entry(path, shape, key, key_shape, view, axes, background_last))
@@ -78,7 +83,7 @@ def entries(config: ConfigDict, library: Library, parts: tuple[str, ...] | None 
 
 
 def _layout(
-    modules: list[str], name: str, shape: tuple[int, ...], size: int
+    modules: list[str], name: str, shape: tuple[int, ...], config: ConfigDict
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """How ours is to be seen, and the order of its axes there."""
     if name != "kernel":
@@ -87,8 +92,16 @@ def _layout(
         return shape, (2, 3, 0, 1) if modules[-1] in ("deconv", "score_lowres") else (3, 2, 0, 1)
     if modules[-1] == "fc1":
         # It reads RoI features, flattened by row, column, channel here and by channel, row, column there.
+        size = _cells(config, shape[0])
         return (size, size, shape[0] // size**2, shape[1]), (3, 2, 0, 1)
     return shape, (1, 0)
+
+
+def _cells(config: ConfigDict, num_inputs: int) -> int:
+    """Cells along a side of what the box head's first FC reads: of a RoI, or of what R-CNN's network makes of it."""
+    if config.backbone is not None:
+        return config.box.size
+    return math.isqrt(num_inputs // LAYERS[config.trunk.kind][-1].features)
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,13 +5,15 @@ from collections.abc import Iterable, Mapping
 
 from ml_collections import ConfigDict
 
-from mrcnn_jax.checkpoints import detectron2, torchvision
+from mrcnn_jax.checkpoints import detectron2, plain_weights, torchvision
 from mrcnn_jax.checkpoints.names import Library
 from mrcnn_jax.errors import UserError
 from mrcnn_jax.models import zoo
 
 _TORCHVISION = re.compile(r"backbone\.body\.|layer[1-4]\.\d+\.|(conv1|bn1)\.")
 _DETECTRON2 = re.compile(r"(backbone\.(bottom_up\.)?)?(stem\.|res\d\.\d+\.)|backbone\.fpn_|res\d_\d+_")
+# Names of plain networks.
+_PLAIN = {"alexnet": "AlexNet", "zf": "ZF", "vgg_m": "VGG_CNN_M_1024", "vgg16": "VGG-16", "small": "a small network"}
 # Blocks of each stage, and whether they are bottlenecks.
 _DEPTHS = {
     ((1, 1, 1, 1), False): 10, ((2, 2, 2, 2), False): 18, ((3, 4, 6, 3), False): 34, ((3, 4, 6, 3), True): 50,
@@ -24,13 +26,15 @@ _LVIS = 1000
 def library_of(keys: Iterable[str], file: str) -> Library:
     """Whose names these are. Raises `UserError`, naming `file`, where they are nobody's."""
     keys = list(keys)
+    if plain_weights.origin(keys, file):
+        return "plain"
     if any(_TORCHVISION.match(key) for key in keys):
         return "torchvision"
     if any(_DETECTRON2.match(key) for key in keys):
         return "detectron2"
     raise UserError(
         f"{file}: '{keys[0]}' and the other names in it are of no model that is known here: give the weights of an "
-        "R-CNN or a ResNet of torchvision or Detectron2"
+        "R-CNN or a ResNet of torchvision or Detectron2, or a plain network of Caffe"
     )
 
 
@@ -51,7 +55,11 @@ def recognise(shapes: Mapping[str, tuple[int, ...]], library: Library, file: str
     keypoint, mask = read.shape("tasks_keypoint/head/score_lowres"), read.shape("tasks_mask/head/predictor")
     rpn, fpn, trunk = (read.shape(p) for p in ("rpn/head/objectness_logits", "fpn/lateral2", "trunk/res5_0/conv1"))
     read.config.fpn = read.config.fpn if fpn else None
-    depth = _depth(read, file)
+    # torchvision has no model that is an RPN alone.
+    rpn_alone = library == "detectron2" and rpn is not None and not any(key.startswith("roi_heads.") for key in shapes)
+    # With C4, res5 belongs to the heads.
+    c4 = not fpn and (read.shape("backbone/res5_0/conv1") is None if rpn_alone else trunk is not None)
+    depth = _depth(read, file, num_stages=3 if c4 and rpn_alone else 4)
     if keypoint:
         config = zoo.keypoint_rcnn(depth)
     else:
@@ -59,7 +67,9 @@ def recognise(shapes: Mapping[str, tuple[int, ...]], library: Library, file: str
     if read.is_cascade():
         config = zoo.cascade(config)
     if not fpn:
-        config = zoo.c4(config) if trunk else zoo.dc5(config)
+        config = zoo.c4(config) if c4 else zoo.dc5(config)
+    if rpn_alone:
+        config = zoo.rpn(config)
     read.config = config
 
     inner, per_group, *_ = read.need("backbone/res2_0/conv2")
@@ -72,13 +82,18 @@ def recognise(shapes: Mapping[str, tuple[int, ...]], library: Library, file: str
         config = (zoo.torchvision_v1 if config.backbone.norm == "frozen_bn" else zoo.torchvision)(config)
     elif config.backbone.norm == "gn":
         config.backbone.stride_in_1x1 = False
-    config.num_classes = num_classes(shapes, file)
+    config.num_classes = num_classes(config, shapes, file)
     _read_heads(read, config)
     return config
 
 
-def num_classes(shapes: Mapping[str, tuple[int, ...]], file: str) -> int:
-    """How many foreground classes a detector tells apart. Raises `UserError` where it has no classifier."""
+def num_classes(config: ConfigDict, shapes: Mapping[str, tuple[int, ...]], file: str) -> int:
+    """How many foreground classes a detector tells apart: an RPN alone one, object.
+
+    Raises `UserError` where the file lacks the classifier of the box stage that `config` has.
+    """
+    if config.box is None:
+        return 1
     for key in ("roi_heads.box_predictor.cls_score.weight", "roi_heads.box_predictor.0.cls_score.weight"):
         if len(shape := shapes.get(key, ())) == 2 and shape[0] > 1:
             return shape[0] - 1
@@ -88,12 +103,15 @@ def num_classes(shapes: Mapping[str, tuple[int, ...]], file: str) -> int:
 def follow_backbone(
     config: ConfigDict, keys: Iterable[str], library: Library, shapes: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """Gives a config the strides and the pixels that an ImageNet ResNet of this origin was trained with.
+    """Gives a config the strides and the pixels that an ImageNet network of this origin was trained with.
 
     torchvision's, also as Detectron2 renames it, takes RGB; Caffe2's are Microsoft's, which stride in the 1 x 1
     convolutions and take BGR, or FAIR's own, which stride in the 3 x 3.
     """
     keys = list(keys)
+    if whose := plain_weights.origin(keys, ""):
+        plain_weights.follow_pixels(config, whose)
+        return
     conv2 = next((s for k, s in shapes.items() if re.search(r"(res2|layer1)\.0\.conv2\.weight$", k)), (1, 1))
     num_groups = conv2[0] // max(conv2[1], 1)
     caffe2 = any(detectron2.is_caffe2(key) for key in keys)
@@ -104,14 +122,37 @@ def follow_backbone(
 
 
 def describe(config: ConfigDict) -> str:
-    """A model in a few words: "Mask R-CNN, ResNet-50-FPN, 80 classes"."""
+    """A model in a few words: "Mask R-CNN, ResNet-50-FPN, frozen_bn, 80 classes"."""
+    b = config.backbone
+    words = [_kind(config), network_name(config)]
+    if not is_plain(config):
+        words[1] += "-FPN" if config.fpn is not None else "-C4" if b.num_stages == 3 else "-DC5" if b.dilated else "-C5"
+        words.append(b.norm or "no norm")
+    return ", ".join(words if config.box is None else [*words, f"{config.num_classes} classes"])
+
+
+def _kind(config: ConfigDict) -> str:
+    """The member of the family: "Cascade Mask R-CNN"."""
+    if config.box is None:
+        return "RPN"
+    if config.backbone is None:
+        return "R-CNN"
     kind = "Fast" if config.rpn is None else "Faster"
     kind = "Mask" if config.mask is not None else "Keypoint" if config.keypoint is not None else kind
-    kind = f"Cascade {kind}" if len(config.box.iou) > 1 else kind
+    return f"{'Cascade ' if len(config.box.iou) > 1 else ''}{kind} R-CNN"
+
+
+def is_plain(config: ConfigDict) -> bool:
+    """Whether a model begins with a network from before ResNets."""
+    return config.backbone is None or "kind" in config.backbone
+
+
+def network_name(config: ConfigDict) -> str:
+    """The network that a model begins with: "ResNet-50", "ResNeXt-101 32x8d", "VGG-16"."""
+    if is_plain(config):
+        return _PLAIN[(config.trunk if config.backbone is None else config.backbone).kind]
     b = config.backbone
-    trunk = f"ResNet-{b.depth}" if b.groups == 1 else f"ResNeXt-{b.depth} {b.groups}x{b.base_width}d"
-    neck = "FPN" if config.fpn is not None else "C4" if b.num_stages == 3 else "DC5"
-    return f"{kind} R-CNN, {trunk}-{neck}, {b.norm or 'no norm'}, {config.num_classes} classes"
+    return f"ResNet-{b.depth}" if b.groups == 1 else f"ResNeXt-{b.depth} {b.groups}x{b.base_width}d"
 
 
 def _read_heads(read: "_Reader", config: ConfigDict) -> None:
@@ -123,6 +164,8 @@ def _read_heads(read: "_Reader", config: ConfigDict) -> None:
         config.rpn.num_convs = 2
         config.rpn.num_convs = max(read.count("rpn/head/conv{}"), 1)
         config.rpn.channels = read.need("rpn/head/conv1")[0]
+    if config.box is None:
+        return
     config.box.num_convs = read.count("box_0/head/conv{}")
     if config.box.num_convs:
         config.box.conv_dim = read.need("box_0/head/conv1")[0]
@@ -144,17 +187,19 @@ def _read_heads(read: "_Reader", config: ConfigDict) -> None:
         config.keypoint.num_keypoints = read.need("tasks_keypoint/head/score_lowres")[1]
 
 
-def _depth(read: "_Reader", file: str) -> int:
+def _depth(read: "_Reader", file: str, num_stages: int) -> int:
     stages = [f"backbone/res{stage}_{{}}/conv1" for stage in (2, 3, 4)]
     last = "trunk/res5_{}/conv1" if read.shape("trunk/res5_0/conv1") else "backbone/res5_{}/conv1"
-    counts = tuple(read.count(path, first=0) for path in (*stages, last))
+    counts = tuple(read.count(path, first=0) for path in (*stages, last)[:num_stages])
     bottlenecks = read.shape("backbone/res2_0/conv3") is not None
-    if (counts, bottlenecks) not in _DEPTHS:
+    # Three stages tell them apart already.
+    known = {(blocks[:num_stages], kind): depth for (blocks, kind), depth in _DEPTHS.items()}
+    if (counts, bottlenecks) not in known:
         raise UserError(
             f"{file} has a ResNet of {', '.join(map(str, counts))} blocks, which is not known here: there are depths "
             f"{', '.join(map(str, sorted(_DEPTHS.values())))}"
         )
-    return _DEPTHS[counts, bottlenecks]
+    return known[counts, bottlenecks]
 
 
 class _Reader:

@@ -4,13 +4,13 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from mrcnn_jax.checkpoints.importing import import_weights
+from mrcnn_jax.checkpoints.importing import assumed_classes, import_weights
 from mrcnn_jax.checkpoints.metadata import describe
 from mrcnn_jax.checkpoints.state import save_params
 from mrcnn_jax.config_files import parse_overrides
 from mrcnn_jax.data import coco
 from mrcnn_jax.data.dataset import Category
-from mrcnn_jax.data.published_classes import numbered, published_classes
+from mrcnn_jax.data.published_classes import numbered
 from mrcnn_jax.errors import UserError
 from mrcnn_jax.models import architectures
 
@@ -41,10 +41,13 @@ def run(
     )  # fmt: skip
     print("\n".join(weights.report))
     variables = weights.variables()
-    categories = weights.categories or published_classes(weights.config.num_classes)
+    categories = weights.categories or assumed_classes(weights.config)
     config = ConfigDict({"name": file.stem, "model": weights.config})
     save_params(out, variables["params"], variables["batch_stats"], describe(config, categories))
-    print(f"saved: {out}. See it work: mrcnn predict --checkpoint={out} IMAGE --out=DIR")
+    if weights.categories is None:
+        print(f"saved: {out}. Begin with it: mrcnn train --config=FILE --config.train.init={out} --workdir=DIR")
+    else:
+        print(f"saved: {out}. See it work: mrcnn predict --checkpoint={out} IMAGE --out=DIR")
 
 
 def _categories(text: str) -> tuple[Category, ...]:

@@ -80,6 +80,8 @@ def _backbone(c: ConfigDict, common: dict) -> ResNet | PlainNet | None:
 
 def _trunk(c: ConfigDict, common: dict) -> Res5 | PlainTrunk | None:
     """The network that every RoI passes: all of R-CNN's, or the stage that a C4 backbone leaves out."""
+    if c.box is None:
+        return None
     if c.backbone is None:
         return PlainTrunk(**c.trunk, dtype=c.dtype)
     if c.backbone.get("num_stages", 4) > 3:

@@ -78,8 +78,12 @@ def keypoint_rcnn(depth: int = 50) -> ConfigDict:
 
 
 def rpn(config: ConfigDict) -> ConfigDict:
-    """The Region Proposal Network alone; it detects 2,000 proposals, as Detectron2's `rpn_R_50_FPN`."""
+    """The RPN alone: 2,000 proposals of one class, object, as Detectron2's `rpn_R_50_FPN` and `rpn_R_50_C4`."""
     config.box = config.mask = config.keypoint = None
+    config.num_classes = 1
+    if config.fpn is None:
+        # As many as in training.
+        config.rpn.pre_nms = (config.rpn.pre_nms[0],) * 2
     config.rpn.post_nms = (config.rpn.post_nms[0], 2000)
     return config
 
