@@ -69,8 +69,11 @@ class RCNN(nn.Module):
             out = self.rpn(pyramid, batch.image.shape[1:3])
             losses = vmap(self.rpn.losses)(out, batch.gt, batch.size, rpn_key)
             proposals = self.propose(self.rpn, pyramid, out, batch, train=True)
+        watched = vmap(_watch_proposals)(proposals)
+        if batch.num_dropped is not None:
+            watched["dropped_objects"] = (batch.num_dropped.astype(jnp.float32), jnp.ones(batch.valid.shape))
         if not self.box:
-            return _over_images(losses, batch.valid), _over_images(vmap(_watch_proposals)(proposals), batch.valid)
+            return _over_images(losses, batch.valid), _over_images(watched, batch.valid)
         samples = vmap(self.sample)(roi_key, proposals, batch.gt)
 
         box_losses, regions, logits = self.box_losses(pyramid, samples, batch, roi_key)
@@ -83,9 +86,7 @@ class RCNN(nn.Module):
                 own = regions[:, : positives.positive.shape[1]]
             found = task(own, positives.positive, train=True)
             losses |= vmap(task.losses)(found, positives, batch.gt)
-        watched = vmap(_watch)(logits, samples) | vmap(_watch_proposals)(proposals)
-        if batch.num_dropped is not None:
-            watched["dropped_objects"] = (batch.num_dropped.astype(jnp.float32), jnp.ones(batch.valid.shape))
+        watched |= vmap(_watch)(logits, samples)
         return _over_images(losses, batch.valid), _over_images(watched, batch.valid)
 
     def box_losses(
