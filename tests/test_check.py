@@ -197,7 +197,7 @@ def test_proposals_are_checked_against_the_objects(folder):
     assert (result.errors, result.warnings) == ([], [])
     told = "\n".join(result.lines())
     assert "cover 50.0% of 2 objects" in told
-    assert "reach over the border, as those of a resized image do: 1 (image 2)" in told
+    assert "some reach over the border, and are clipped: 1 (image 2)" in told
     assert "image that is not in the data set, left out: 1 (image 5)" in told
 
     write_proposals(folder / "proposals.pkl", {1: one, 2: far})

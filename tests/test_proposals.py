@@ -214,6 +214,14 @@ def test_a_file_and_a_data_set_have_to_agree(tmp_path):
         f"proposals of {tmp_path / 'p.pkl'}: note: image for which there are none: 1 (image 1010)",
         f"proposals of {tmp_path / 'p.pkl'}: note: image that is not in the data set, left out: 1 (image 5)",
     ]
+    far = np.array([[-40, -40, -10, -10]], np.float32)
+    wide = np.concatenate([given[1002][0], far, given[1002][0] + [-500, 0, 0, 0]]).astype(np.float32)
+    write_proposals(tmp_path / "p.pkl", given | {1002: (wide, np.ones(len(wide)))})
+    _, lines = proposals.attach_file(dataset, read_proposals(tmp_path / "p.pkl"))
+    assert [line.partition("image of which ")[2] for line in lines[1:]] == [
+        "some reach over the border, and are clipped: 1 (image 1002)",
+        "some have no area inside it, and are left out: 1 (image 1002)",
+    ]
     del given[1002], given[1004]
     write_proposals(tmp_path / "p.pkl", given)
     with pytest.raises(
@@ -229,7 +237,10 @@ def test_a_tfds_data_set_takes_a_file(tmp_path):
     config = experiment()
     config.data.update({"kind": "tfds", "root": str(tmp_path / "data"), "train_proposals": "p.pkl"})
     found, lines = sources.load(config, "train")
-    assert lines == []
+    # Two of the pictures are smaller than what is proposed for all.
+    assert [line.partition(": note: ")[2] for line in lines] == [
+        "image of which some reach over the border, and are clipped: 2 (image 1000, 1002)"
+    ]
     np.testing.assert_array_equal(found.records[2].proposals.boxes, GIVEN[7][0])
 
 

@@ -136,7 +136,8 @@ def attach_file(dataset: Dataset, found: ProposalFile) -> tuple[Dataset, list[st
     Raises:
         UserError: the file has no entry for some image.
     """
-    ids = [record.image_id for record in dataset.records]
+    sizes = {record.image_id: (record.width, record.height) for record in dataset.records}
+    ids = list(sizes)
     if missing := [identity for identity in ids if identity not in found]:
         more = ", ..." if len(missing) > 5 else ""
         raise UserError(
@@ -146,6 +147,19 @@ def attach_file(dataset: Dataset, found: ProposalFile) -> tuple[Dataset, list[st
     report, known = Report(), set(map(str, ids))
     if empty := [identity for identity in ids if not len(found[identity].scores)]:
         report.note("image for which there are none", "image", empty)
+    over, outside = [], []
+    for identity, (width, height) in sizes.items():
+        boxes = found[identity].boxes
+        inside = np.clip(boxes, 0, np.array([width, height] * 2, np.float32))
+        if not (inside[:, 2:] > inside[:, :2]).all():
+            outside.append(identity)
+        # A pixel of rounding is nothing; boxes in pixels of a resized image are.
+        if (np.abs(boxes - inside) > 1).any():
+            over.append(identity)
+    if over:
+        report.note("image of which some reach over the border, and are clipped", "image", over)
+    if outside:
+        report.note("image of which some have no area inside it, and are left out", "image", outside)
     if unused := [identity for identity in found if str(identity) not in known]:
         report.note("image that is not in the data set, left out", "image", unused)
     return attach(dataset, found.of), [f"proposals of {found.path}: {line}" for line in report.lines()]
