@@ -37,15 +37,10 @@ def rcnn():
     return config
 
 
-def mask(**changes):
+def ablated():
     config = tiny.model_config()
-    config.mask.update(changes)
-    return config
-
-
-def pooled(**changes):
-    config = tiny.model_config()
-    config.roi.update(changes)
+    config.roi.update({"pooling": "warp", "largest": True})
+    config.mask.update({"softmax": True, "fc_dims": (8, 8)})
     return config
 
 
@@ -61,9 +56,8 @@ MEMBERS = {
     "fast": lambda: small(plain.fast_rcnn("small")),
     "faster": faster,
     "rpn": without_boxes,
-    "warp_max": lambda: pooled(pooling="warp", largest=True),
-    "softmax": lambda: mask(softmax=True),
-    "mlp_agnostic": lambda: mask(fc_dims=(8, 8), softmax=True, class_agnostic=True),
+    # Mask R-CNN with all that its ablations change, at once.
+    "ablated": ablated,
 }
 # R-CNN trains the same with SVMs or without.
 TRAINED = [name for name in MEMBERS if name != "rcnn_svm"]

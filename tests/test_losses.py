@@ -150,3 +150,27 @@ def test_vmap_equals_loop_and_nothing_chosen_gives_zero(name):
     empty, gradient = both(loss)(*order(np.full_like(x, np.nan), np.zeros_like(mask), rest))
     assert_same_bits(empty, (np.float32(0), np.float32(0)))
     assert (np.asarray(gradient) == 0).all()
+
+
+def test_classes_compete_for_the_pixels_of_a_mask():
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((5, 3, 3, 4)).astype(np.float32)
+    targets = rng.integers(0, 2, (5, 3, 3)).astype(np.float32)
+    classes, where = np.array([1, 3, 2, 0, 1]), np.array([True, True, True, False, False])
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    expected = 0.0
+    for i in range(3):
+        for y, x in np.ndindex(3, 3):
+            expected -= np.log(p[i, y, x, classes[i] if targets[i, y, x] else 0]) / 9
+    loss = jax.jit(jax.value_and_grad(losses.mask_softmax_loss, has_aux=True))
+    (total, weight), gradient = loss(jnp.asarray(logits), targets, classes, where)
+    np.testing.assert_allclose(total, expected, rtol=1e-5)
+    assert weight == 3
+    assert not np.any(gradient[3:])
+    for poison in (7.0, 1e6, np.nan):
+        bad = np.where(where[:, None, None, None], logits, np.float32(poison))
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            loss(jnp.asarray(bad), np.where(where[:, None, None], targets, np.float32(poison)), classes, where),
+            ((total, weight), gradient),
+        )

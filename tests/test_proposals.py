@@ -336,64 +336,6 @@ def loss_and_gradient(model):
     return tiny.loss_and_gradient(model, KEY)
 
 
-@pytest.fixture(scope="module")
-def detect(model):
-    return jax.jit(lambda variables, batch: model.apply(variables, batch, method="detect"))
-
-
-def batch(seed=0, num_images=2, num_valid=8, **sizes):
-    """Of the `NUM` slots of proposals `num_valid` hold one."""
-    batch = tiny.batch(seed, num_images, **sizes)
-    rng = np.random.default_rng(seed)
-    corner = rng.uniform(0, 40, (num_images, NUM, 2))
-    boxes = np.concatenate([corner, corner + rng.uniform(4, 24, corner.shape)], axis=-1).astype(np.float32)
-    # The first is an object.
-    boxes[:, 0] = batch.gt.boxes[:, 0]
-    valid = np.broadcast_to(np.arange(NUM) < num_valid, (num_images, NUM)).copy()
-    scores = np.linspace(1, 0, NUM, dtype=np.float32)[None].repeat(num_images, 0)
-    return batch.replace(proposals=Proposals(boxes, scores, valid))
-
-
-def poisoned(batch, value):
-    given = batch.proposals
-    boxes = np.where(given.valid[..., None], given.boxes, np.float32(value))
-    return batch.replace(
-        proposals=given.replace(boxes=boxes, scores=np.where(given.valid, given.scores, np.float32(value)))
-    )
-
-
-@pytest.mark.parametrize("value", [7.0, 1e6, np.nan])
-def test_poison_in_slots_without_a_proposal_changes_no_bit(loss_and_gradient, detect, variables, value):
-    expected = loss_and_gradient(variables, poisoned(batch(), 0.0))
-    assert set(expected[0][1]) == {"box_class", "box_regression"}
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(expected))
-    assert np.any(expected[1]["backbone"]["stem"]["conv1"]["kernel"])
-    chex.assert_trees_all_equal(loss_and_gradient(variables, poisoned(batch(), value)), expected)
-    clean, bad = (detect(variables, poisoned(batch(), x).replace(gt=None)) for x in (0.0, value))
-    chex.assert_trees_all_equal(bad, clean)
-    assert clean.valid.any(axis=1).all()
-
-
-def test_detections_do_not_depend_on_batch_or_bucket(detect, variables):
-    given = batch(num_images=3).replace(gt=None)
-    sizes = np.array([[64, 64], [50, 61], [33, 20]], np.int32)
-    alone = []
-    for row, size in enumerate(sizes):
-        height, width = -(-size // 32) * 32
-        one = jax.tree.map(lambda x, row=row: x[row : row + 1], given)
-        alone.append(detect(variables, one.replace(image=one.image[:, :height, :width], size=size[None])))
-    for bucket in (64, 128):
-        image = np.zeros((3, bucket, bucket, 3), np.uint8)
-        image[:, :64, :64] = given.image
-        together = detect(variables, given.replace(image=image, size=sizes))
-        for row, expected in enumerate(alone):
-            found = jax.tree.map(lambda x, row=row: x[row : row + 1], together)
-            assert expected.valid.sum() > 0
-            chex.assert_trees_all_equal(found.valid, expected.valid)
-            chex.assert_trees_all_close(found.scores, expected.scores, atol=5e-5)
-            chex.assert_trees_all_close(found.boxes, expected.boxes, atol=1e-2)
-
-
 def test_without_proposals_the_model_says_so(loss_and_gradient, variables):
     with pytest.raises(UserError, match="finds no proposals of its own"):
         loss_and_gradient(variables, tiny.batch())
@@ -460,7 +402,8 @@ def predictor() -> Model:
 def test_predict_takes_proposals_in_pixels_of_the_image(predictor):
     rng = np.random.default_rng(0)
     small = rng.integers(0, 256, (64, 64, 3)).astype(np.uint8)
-    boxes = batch().proposals.boxes[0]
+    corner = rng.uniform(0, 40, (NUM, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(4, 24, corner.shape)], axis=-1).astype(np.float32)
     (one,) = predictor.predict([small], [boxes])
     assert len(one.boxes) > 0
     # With scores, any order; more than the model looks at, and empty ones, change nothing.

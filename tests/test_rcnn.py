@@ -133,19 +133,18 @@ def train_step_on(num_devices, model_config, batch):
     return gradient, jax.device_get(metrics)
 
 
-def test_one_two_and_four_devices_agree():
+def test_one_and_four_devices_agree():
     """With a norm whose statistics are those of all devices together."""
     config = tiny.model_config()
     config.backbone.norm = "bn"
     batch = tiny.batch(num_images=4)
     gradient, metrics = train_step_on(1, config, batch)
-    for num_devices in (2, 4):
-        other_gradient, other_metrics = train_step_on(num_devices, config, batch)
-        for name in metrics:
-            tolerance = 3e-5 if name == "gradient_norm" else 1e-5
-            np.testing.assert_allclose(other_metrics[name], metrics[name], rtol=tolerance)
-        difference = jax.tree.map(np.subtract, other_gradient, gradient)
-        assert optax.tree.norm(difference) < 1e-5 * optax.tree.norm(gradient)
+    other_gradient, other_metrics = train_step_on(4, config, batch)
+    for name in metrics:
+        tolerance = 3e-5 if name == "gradient_norm" else 1e-5
+        np.testing.assert_allclose(other_metrics[name], metrics[name], rtol=tolerance)
+    difference = jax.tree.map(np.subtract, other_gradient, gradient)
+    assert optax.tree.norm(difference) < 1e-5 * optax.tree.norm(gradient)
 
 
 def test_memory_does_not_follow_the_number_of_objects(model, variables):

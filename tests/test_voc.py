@@ -344,5 +344,5 @@ def test_check_reads_both_sets(tmp_path, capsys):
 def test_a_kind_without_files_has_no_reader():
     with pytest.raises(UserError, match=r"config\.data\.kind='tfds' has no files to check"):
         sources.reader(ConfigDict({"data": {"kind": "tfds"}}), "train")
-    with pytest.raises(UserError, match="use 'coco', 'voc', 'tfds' or 'shapes'"):
+    with pytest.raises(UserError, match="use 'coco', 'voc', 'cityscapes', 'tfds' or 'shapes'"):
         sources.load(config("", kind="pascal"), "train")
