@@ -8,14 +8,12 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from mrcnn_jax import distributed
 from mrcnn_jax.checkpoints.metadata import categories_from, config_from_dict, describe
 from mrcnn_jax.checkpoints.state import load_params, save_params
 from mrcnn_jax.commands import propose
 from mrcnn_jax.data import sources
-from mrcnn_jax.evaluation.run import Evaluator, headline
+from mrcnn_jax.evaluation.run import score_detector
 from mrcnn_jax.models import zoo
-from mrcnn_jax.models.build import build
 from mrcnn_jax.train import train
 
 # The checkpoint of the whole detector, in the run's folder.
@@ -51,10 +49,8 @@ def train_alternating(config: ConfigDict, workdir: Path, *, log: Callable[[str],
     if not (workdir / FOLDER).exists():
         save_params(workdir / FOLDER, params, batch_stats, describe(joined, categories_from(metadata)))
     val_data, _ = sources.load(config, "val", categories_from(metadata))
-    mesh = distributed.make_mesh()
-    variables = distributed.replicate({"params": params, "batch_stats": batch_stats}, mesh)
-    found = headline(Evaluator(build(joined.model), val_data, joined, mesh)(variables, workdir / FOLDER))
-    log(f"joined: {'  '.join(f'{name} {found[name]:.3f}' for name in found if name.endswith(('/AP', '/AP50')))}")
+    variables = {"params": params, "batch_stats": batch_stats}
+    found = score_detector(variables, joined, val_data, workdir / FOLDER, name="joined", log=log)
     return found | {"minutes": sum(minutes)}
 
 

@@ -60,6 +60,11 @@ def check_batch_size(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
         )
 
 
+def fill_devices(batch_size: int, mesh: Mesh) -> int:
+    """The batch size rounded up so that every device gets as many images."""
+    return -(-batch_size // mesh.size) * mesh.size
+
+
 def shard(batch: Any, mesh: Mesh) -> Any:
     """Put this host's part of a global batch on its devices, split along the first axis."""
     sharding = NamedSharding(mesh, PartitionSpec(AXIS))

@@ -9,6 +9,7 @@
 Orbax writes each step under a temporary name and renames it when all of it is on disk.
 """
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping
@@ -19,10 +20,11 @@ from typing import Any, NamedTuple, SupportsFloat
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from mrcnn_jax import disk_space
-from mrcnn_jax.checkpoints.metadata import require_same_experiment, write
+from mrcnn_jax.checkpoints.metadata import config_to_dict, require_same_experiment, write
 from mrcnn_jax.errors import UserError
 
 _FOLDER = "checkpoints"
@@ -231,6 +233,14 @@ def save_params(path: str | Path, params: Any, batch_stats: Any, metadata: Mappi
                 metadata=ocp.args.JsonSave(dict(metadata)),
             ),
         )
+
+
+def digest(variables: Any, model: ConfigDict) -> str:
+    """A short text that differs where a model's arrays or its config differ."""
+    found = hashlib.blake2b(json.dumps(config_to_dict(model), sort_keys=True).encode(), digest_size=16)
+    for leaf in jax.tree.leaves(variables):
+        found.update(np.asarray(leaf).tobytes())
+    return found.hexdigest()
 
 
 def _not_an_orbax_traceback(record: logging.LogRecord) -> bool:

@@ -1,18 +1,16 @@
 """`mrcnn propose`: files of region proposals, by selective search or by a trained RPN."""
 
-import hashlib
-import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from mrcnn_jax import distributed
 from mrcnn_jax.checkpoints.metadata import config_to_dict
+from mrcnn_jax.checkpoints.state import digest
 from mrcnn_jax.data import images, selective_search, sources
 from mrcnn_jax.data.dataset import Dataset, Record
 from mrcnn_jax.data.proposal_parts import Parts
@@ -76,7 +74,11 @@ def run(
             model.config = with_num_proposals(model.config, num)
         loading = _for_rpn(model, config)
         buckets = loading.data.buckets
-        settings |= {"num": model.config.rpn.post_nms[1], "weights": _digest(model), "buckets": buckets}
+        settings |= {
+            "num": model.config.rpn.post_nms[1],
+            "weights": digest(model.params, model.config),
+            "buckets": buckets,
+        }
     parts = Parts(out, settings)
     keys = {record.image_id: _key(record) for record in dataset.records}
     missing = dataset.subset(i for i, key in enumerate(keys.values()) if key not in parts)
@@ -171,14 +173,6 @@ def _for_rpn(model: Model, config: ConfigDict | None) -> ConfigDict:
     experiment = config.copy_and_resolve_references().unlock()
     experiment.model = model.config
     return experiment
-
-
-def _digest(model: Model) -> str:
-    """Of all that makes a model's proposals what they are."""
-    digest = hashlib.blake2b(json.dumps(config_to_dict(model.config), sort_keys=True).encode(), digest_size=16)
-    for leaf in jax.tree.leaves(model.params):
-        digest.update(np.asarray(leaf).tobytes())
-    return digest.hexdigest()
 
 
 def _by_rpn(model: Model, config: ConfigDict, dataset: Dataset) -> _Found:

@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-from pycocotools import mask as coco_mask
 from rich.console import Console
 from rich.progress import track
 
 from mrcnn_jax.data import coco, images
 from mrcnn_jax.data.dataset import Category, Dataset, Record
+from mrcnn_jax.data.overlaps import pairwise_iou
 from mrcnn_jax.data.proposals import attach_file, read_proposals
 from mrcnn_jax.data.report import Report
 from mrcnn_jax.errors import UserError
@@ -143,14 +143,10 @@ def check_proposals(result: CheckResult, path: Path) -> None:
         boxes, objects = found.of(record).boxes, record.boxes[~record.crowd]
         num_objects += len(objects)
         if len(boxes) and len(objects):
-            overlap = coco_mask.iou(_xywh(boxes), _xywh(objects), [0] * len(objects))
+            overlap = pairwise_iou(boxes, objects)
             covered += int((overlap.max(axis=0) >= _COVERS).sum())
     share = covered / max(num_objects, 1)
     result.report.note(f"proposals of {path} cover {share:.1%} of {num_objects:,} objects (IoU of {_COVERS} or more)")
-
-
-def _xywh(boxes: np.ndarray) -> np.ndarray:
-    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).astype(np.float64)
 
 
 def _check_images(records: Sequence[Record], report: Report, decode: bool, workers: int) -> dict[str, str]:

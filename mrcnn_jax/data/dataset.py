@@ -1,6 +1,6 @@
 """A data set on the host: named classes and a sequence of annotated images, whatever format they came from."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -119,9 +119,13 @@ class Dataset:
         """The same classes with the records at `indices`, in that order."""
         return replace(self, records=_Subset(self.records, tuple(int(i) for i in indices)))
 
+    def map_records(self, change: Callable[[Record], Record]) -> "Dataset":
+        """The same data set with each record changed once it is read."""
+        return replace(self, records=_Mapped(self.records, change))
+
     def without_difficult(self) -> "Dataset":
         """The same images without their difficult objects; an image that has no others stays, as one without any."""
-        return replace(self, records=_WithoutDifficult(self.records))
+        return self.map_records(Record.without_difficult)
 
     def to_coco(self) -> dict:
         """The ground truth as a COCO JSON dictionary, with the data set's own category ids.
@@ -191,15 +195,15 @@ class _Subset(Sequence):
         return self._records[self._indices[index]]
 
 
-class _WithoutDifficult(Sequence):
-    def __init__(self, records: Sequence[Record]):
-        self._records = records
+class _Mapped(Sequence):
+    def __init__(self, records: Sequence[Record], change: Callable[[Record], Record]):
+        self._records, self._change = records, change
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index):
-        return self._records[index].without_difficult()
+        return self._change(self._records[index])
 
 
 def _segmentation_json(segmentation: list | dict) -> list | dict:

@@ -5,7 +5,7 @@ A file of them is Detectron2's: the pickle of a dictionary with three lists of e
 are written: 0, and without it, xyxy, 1 x, y, width, height. Boxes are in pixels of the image as it was annotated.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -172,7 +172,7 @@ def attach_drawn(dataset: Dataset, seed: int) -> Dataset:
 
 def attach(dataset: Dataset, find: Callable[[Record], Proposals]) -> Dataset:
     """The data set with the proposals that `find` gives for a record, once that is read."""
-    return replace(dataset, records=_Attached(dataset.records, find))
+    return dataset.map_records(partial(_attached, find=find))
 
 
 def drawn(record: Record, seed: int) -> Proposals:
@@ -189,16 +189,8 @@ def drawn(record: Record, seed: int) -> Proposals:
     return best_first(np.clip(boxes, 0, np.tile(extent, 2)), scores)
 
 
-class _Attached(Sequence[Record]):
-    def __init__(self, records: Sequence[Record], find: Callable[[Record], Proposals]):
-        self._records, self._find = records, find
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, index):
-        record = self._records[index]
-        return replace(record, proposals=self._find(record))
+def _attached(record: Record, find: Callable[[Record], Proposals]) -> Record:
+    return replace(record, proposals=find(record))
 
 
 def _read(path: Path) -> dict[int | str, Proposals]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from pycocotools import mask as coco_mask
 
 from mrcnn_jax.errors import UserError
@@ -273,3 +274,9 @@ def _key(entry: Mapping, field: str) -> int | None:
 def _some(ids: set[int]) -> str:
     listed = sorted(ids)
     return ", ".join(map(str, listed[:5])) + (f", ... {listed[-1]}" if len(listed) > 5 else "") if listed else "none"
+
+
+def corners(entries: Sequence[Mapping]) -> Float[np.ndarray, "n 4"]:
+    """The boxes of annotations or results as xyxy."""
+    boxes = np.array([entry["bbox"] for entry in entries], np.float64).reshape(-1, 4)
+    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)

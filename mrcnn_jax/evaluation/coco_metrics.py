@@ -50,10 +50,10 @@ class Metrics:
         """Everything, for a terminal of 80 columns or more."""
         lines = [f"{self.kind}: {self.num_images} images, {self.num_objects} objects, {self.num_detections} detections"]
         lines.append(" ".join(f"{name:>5}" for name in self.figures))
-        lines.append(" ".join(f"{_shown(value):>5}" for value in self.figures.values()))
+        lines.append(" ".join(f"{shown(value):>5}" for value in self.figures.values()))
         if self.per_class:
             width = min(max(map(len, self.per_class)), 30)
-            cells = [f"{name[:width]:<{width}} {_shown(value):>5}" for name, value in self.per_class.items()]
+            cells = [f"{name[:width]:<{width}} {shown(value):>5}" for name, value in self.per_class.items()]
             columns = max(1, 80 // (width + 9))
             rows = -(-len(cells) // columns)
             lines += [f"{self.class_figure} of each class"]
@@ -163,7 +163,8 @@ def _mean(values: np.ndarray) -> float:
     return float(defined.mean()) if defined.size else -1.0
 
 
-def _shown(value: float) -> str:
+def shown(value: float) -> str:
+    """A figure for a table."""
     return "n/a" if value < 0 else f"{value:.3f}"
 
 

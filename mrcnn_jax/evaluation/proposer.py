@@ -36,7 +36,7 @@ class Proposer:
         Raises:
             UserError: the model has no RPN, or an image cannot be read.
         """
-        batch_size = -(-self._config.eval.batch_size // self._mesh.size) * self._mesh.size
+        batch_size = distributed.fill_devices(self._config.eval.batch_size, self._mesh)
         loader = pipeline.eval_loader(dataset, self._config, batch_size)
         running = None
         try:

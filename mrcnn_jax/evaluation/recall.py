@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from jaxtyping import Float
 
+from mrcnn_jax.evaluation.coco_json import corners
+from mrcnn_jax.evaluation.coco_metrics import shown
 from mrcnn_jax.types import Proposals
 
 IOUS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
@@ -53,9 +55,9 @@ class Recall:
         lines = [f"{self.num_images:,} images, {count:,} objects, {mean:,.1f} proposals an image"]
         lines.append(_row("recall of the best", [f"{limit}" for limit in self.recalls]))
         for i, iou in enumerate(self.ious):
-            lines.append(_row(f"IoU {iou:.2f}", [_shown(recalls[i]) for recalls in self.recalls.values()]))
+            lines.append(_row(f"IoU {iou:.2f}", [shown(recalls[i]) for recalls in self.recalls.values()]))
         for size, suffix in _SUFFIXES.items():
-            values = [_shown(self.figures[f"AR{suffix}{limit}"]) for limit in self.recalls]
+            values = [shown(self.figures[f"AR{suffix}{limit}"]) for limit in self.recalls]
             lines.append(_row(f"average, {size}", values) + f"   {self.num_objects[size]:,} objects")
         if self.num_without:
             lines.append(f"note: images without any proposal: {self.num_without:,}")
@@ -94,7 +96,7 @@ def proposal_recall(truth: Mapping, proposals: Mapping[int | str, Proposals], li
         num_outside += int((np.abs(boxes - inside) > _OUTSIDE).any(axis=1).sum())
         num_without += not len(boxes)
         areas = np.array([annotation["area"] for annotation in own], np.float64)
-        overlaps = _iou(inside[: max(limits)], _xyxy(own))
+        overlaps = _iou(inside[: max(limits)], corners(own))
         for size, (low, high) in _AREAS.items():
             of_size = (areas >= low) & (areas <= high)
             num_objects[size] += int(of_size.sum())
@@ -135,18 +137,9 @@ def _iou(a: Float[np.ndarray, "p 4"], b: Float[np.ndarray, "g 4"]) -> Float[np.n
     return shared / np.maximum(union, np.finfo(np.float64).tiny)
 
 
-def _xyxy(annotations: Sequence[Mapping]) -> Float[np.ndarray, "g 4"]:
-    boxes = np.array([annotation["bbox"] for annotation in annotations], np.float64).reshape(-1, 4)
-    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
-
-
 def _share(part: int | float, whole: int) -> float:
     return part / whole if whole else -1.0
 
 
 def _row(name: str, cells: Sequence[str]) -> str:
     return f"{name:<18}" + "".join(f"{cell:>7}" for cell in cells)
-
-
-def _shown(value: float) -> str:
-    return "n/a" if value < 0 else f"{value:.3f}"

@@ -80,8 +80,8 @@ def _best_overlaps(objects: list[dict], results: list[dict]) -> tuple[Float[np.n
     images = np.array([one["image_id"] for one in objects])
     image = np.array([one["image_id"] for one in results], images.dtype)
     first, end = np.searchsorted(images, image), np.searchsorted(images, image, side="right")
-    boxes = _corners(objects)
-    box = _corners(results)
+    boxes = coco_json.corners(objects)
+    box = coco_json.corners(results)
     overlap, row = np.zeros(len(results)), np.zeros(len(results), int)
     # The first object of every image, then the second, and so on.
     for place in range(int((end - first).max(initial=0))):
@@ -91,11 +91,6 @@ def _best_overlaps(objects: list[dict], results: list[dict]) -> tuple[Float[np.n
         better = iou > overlap[rest]
         overlap[rest[better]], row[rest[better]] = iou[better], other[better]
     return overlap, row
-
-
-def _corners(entries: list[dict]) -> Float[np.ndarray, "n 4"]:
-    boxes = np.array([one["bbox"] for one in entries]).reshape(-1, 4)
-    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
 
 
 def _iou(a: Float[np.ndarray, "n 4"], b: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, " n"]:

@@ -53,7 +53,7 @@ def region_passes(
     compiled = distributed.data_parallel(
         lambda variables, batch: model.apply(variables, batch, method="region_features")[part], mesh, batch_outputs=True
     )
-    batch_size = -(-config.eval.batch_size // mesh.size) * mesh.size
+    batch_size = distributed.fill_devices(config.eval.batch_size, mesh)
 
     def one_pass() -> Iterator[Regions]:
         with closing(pipeline.eval_loader(dataset, config, batch_size)) as batches:

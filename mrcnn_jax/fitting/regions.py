@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Float32, Int
-from pycocotools import mask as coco_mask
 
+from mrcnn_jax.data.overlaps import pairwise_iou
 from mrcnn_jax.errors import UserError
 
 # Features are scaled to this mean norm, for which C and lambda were chosen (rcnn_scale_features.m).
@@ -50,7 +50,7 @@ def label_regions(
     overlaps = np.zeros((len(boxes), num_classes), np.float32)
     if not len(gt_boxes):
         return Regions(features, classes, overlaps, classes, np.zeros((len(boxes), 4), np.float32))
-    found = coco_mask.iou(_xywh(boxes), _xywh(gt_boxes), [0] * len(gt_boxes))
+    found = pairwise_iou(boxes, gt_boxes)
     for class_id, column in zip(gt_classes, found.T, strict=True):
         overlaps[:, class_id - 1] = np.maximum(overlaps[:, class_id - 1], column)
     nearest, touches = found.argmax(axis=1), found.max(axis=1) > 0
@@ -89,7 +89,3 @@ def scale_of(norms: float, num_regions: int) -> float:
     The reference takes the mean over 200 regions of 200 images (rcnn_feature_stats.m), this one over all there are.
     """
     return MEAN_NORM * num_regions / norms if norms > 0 else 1.0
-
-
-def _xywh(boxes: np.ndarray) -> np.ndarray:
-    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).astype(np.float64)

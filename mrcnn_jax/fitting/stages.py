@@ -1,6 +1,5 @@
 """R-CNN's three stages (Girshick et al., 2014): the network, one SVM a class, and box regressors."""
 
-import hashlib
 import json
 import shutil
 import time
@@ -8,16 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from mrcnn_jax import distributed
 from mrcnn_jax.checkpoints.metadata import categories_from, config_from_dict, config_to_dict, describe
-from mrcnn_jax.checkpoints.state import load_params, save_params
+from mrcnn_jax.checkpoints.state import digest, load_params, save_params
 from mrcnn_jax.data import sources
 from mrcnn_jax.errors import UserError
-from mrcnn_jax.evaluation.run import Evaluator, headline
+from mrcnn_jax.evaluation.run import score_detector
 from mrcnn_jax.files import whole_file
 from mrcnn_jax.fitting.features import region_passes
 from mrcnn_jax.fitting.ridge import fit_box_regressors
@@ -66,7 +64,7 @@ def train_with_svms(config: ConfigDict, workdir: Path, *, log: Callable[[str], N
             passes("deltas"), num_images, names, regularisation=settings.regularisation, min_overlap=settings.min_iou
         )
 
-    asked = {**config_to_dict(settings), "network": _digest(variables)}
+    asked = {**config_to_dict(settings), "network": digest(variables, trained.model)}
     kernel, bias, minutes = _once(workdir / "svms.npz", svms, asked, log)
     predictor = params["box_0"]["predictor"]
     # Column 0 is the background, which an SVM knows nothing of.
@@ -86,9 +84,8 @@ def train_with_svms(config: ConfigDict, workdir: Path, *, log: Callable[[str], N
     save_params(workdir / FOLDER, params, batch_stats, describe(trained, categories_from(metadata)))
 
     val_data, _ = sources.load(config, "val", train_data.categories)
-    variables = distributed.replicate({"params": params, "batch_stats": batch_stats}, mesh)
-    found = headline(Evaluator(build(trained.model), val_data, trained, mesh)(variables, workdir / FOLDER))
-    log(f"with SVMs: {'  '.join(f'{name} {found[name]:.3f}' for name in found if name.endswith(('/AP', '/AP50')))}")
+    variables = {"params": params, "batch_stats": batch_stats}
+    found = score_detector(variables, trained, val_data, workdir / FOLDER, name="with SVMs", log=log)
     return found | {"minutes": figures["minutes"] + minutes}
 
 
@@ -117,10 +114,3 @@ def _read(path: Path) -> dict[str, Any] | None:
             return json.loads(str(file["told"])) | {"kernel": file["kernel"], "bias": file["bias"]}
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path} cannot be read ({error}): delete it, and it is fitted anew") from error
-
-
-def _digest(variables: dict) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for leaf in jax.tree.leaves(variables):
-        digest.update(np.asarray(leaf).tobytes())
-    return digest.hexdigest()

@@ -136,7 +136,12 @@ class _Spec(NamedTuple):
     @property
     def first_rows(self) -> list[int]:
         """Of every level in the table of all levels, and the number of rows at the end."""
-        return list(accumulate((height * width for height, width, _ in self.shapes), initial=0))
+        return first_rows(self.shapes)
+
+
+def first_rows(shapes: Sequence[tuple[int, int, int]]) -> list[int]:
+    """The first row of every level [h, w, c] in the table of all levels, and the number of rows at the end."""
+    return list(accumulate((height * width for height, width, _ in shapes), initial=0))
 
 
 def divide(x: Float[Array, "*n"], y: int | float) -> Float[Array, "*n"]:

@@ -6,7 +6,6 @@ line, gets the gradient.
 
 from collections.abc import Sequence
 from functools import partial
-from itertools import accumulate
 from typing import NamedTuple
 
 import jax
@@ -15,7 +14,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
-from mrcnn_jax.ops.roi_align import Pyramid, batch_max, divide
+from mrcnn_jax.ops.roi_align import Pyramid, batch_max, divide, first_rows
 
 # A row with NaN or with coordinates of this many pixels only fills up the array: it is pooled to zeros.
 _LARGEST_COORDINATE = 1e5
@@ -47,9 +46,7 @@ def roi_pool(
     shapes = tuple(features.shape for features in pyramid)
     levels = jnp.clip(levels, 0, len(shapes) - 1)
     bins = _locate(jnp.asarray(extents, jnp.int32)[levels], jnp.asarray(strides, jnp.float32)[levels], boxes, size)
-    first_row, width = (
-        jnp.asarray(x, jnp.int32)[levels] for x in (_first_rows(shapes)[:-1], [w for _, w, _ in shapes])
-    )
+    first_row, width = (jnp.asarray(x, jnp.int32)[levels] for x in (first_rows(shapes)[:-1], [w for _, w, _ in shapes]))
     return _pool(shapes, pyramid[0].dtype, tuple(pyramid), _Bins(*bins, first_row, width))
 
 
@@ -70,11 +67,6 @@ class _Bins(NamedTuple):
     # The level's first row in the table of all levels, and how many rows make one line of it.
     first_row: Int[Array, " n"]
     width: Int[Array, " n"]
-
-
-def _first_rows(shapes: tuple[tuple[int, int, int], ...]) -> list[int]:
-    """Of every level in the table of all levels, and the number of rows at the end."""
-    return list(accumulate((height * width for height, width, _ in shapes), initial=0))
 
 
 def _locate(extents: Array, strides: Array, boxes: Array, size: tuple[int, int]) -> tuple[Array, ...]:
@@ -126,13 +118,13 @@ def _pool_forward(shapes, dtype, pyramid, bins):
 
 
 def _pool_backward(shapes, dtype, cell, cotangent):
-    first_rows, c = _first_rows(shapes), shapes[0][2]
+    starts, c = first_rows(shapes), shapes[0][2]
     channels = jnp.arange(c, dtype=jnp.int32)[None, None, None, :]
-    size = first_rows[-1] * c
+    size = starts[-1] * c
     index = jnp.where(cell < 0, size, cell * c + channels)
     zeros = jnp.zeros_like(cotangent, jnp.float32, (size,))
     table = zeros.at[index].add(cotangent.astype(jnp.float32), mode="drop").astype(dtype).reshape(-1, c)
-    levels = jnp.split(table, first_rows[1:-1])
+    levels = jnp.split(table, starts[1:-1])
     return tuple(level.reshape(shape) for level, shape in zip(levels, shapes, strict=True)), None
 
 
