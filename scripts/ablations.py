@@ -1,6 +1,6 @@
 """Mask R-CNN's ablations (He et al., 2017, tables 2b to 2e) on drawn shapes, several seeds each, as a table.
 
-    python scripts/ablations.py --out=runs/ablations [--steps=700] [--seeds 0 1 2]
+    python scripts/ablations.py --out=runs/ablations [--steps=700] [--seeds 0 1 2] [--jobs=1]
 
 Every run is `experiments/shapes.py` with other keys, in a folder of its own; a run that is done is not repeated. The
 table is OUT/ablations.md and the figures OUT/ablations.json.
@@ -10,6 +10,7 @@ import argparse
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import numpy as np
@@ -38,14 +39,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--steps", type=int, default=700, help="of training (%(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (%(default)s)")
     options = parser.parse_args()
     runs = [(name, seed) for seed in options.seeds for name in VARIANTS]
-    figures: dict[str, list[dict]] = {name: [] for name in VARIANTS}
-    with Progress("ablations", len(runs)) as progress:
-        for done, (name, seed) in enumerate(runs, start=1):
-            figures[name].append(_run(name, seed, options.steps, options.out))
-            progress.update(done, name)
-            _write(figures, options)
+    with Progress("ablations", len(runs)) as progress, ThreadPoolExecutor(options.jobs) as pool:
+        running = {pool.submit(_run, name, seed, options.steps, options.out): (name, seed) for name, seed in runs}
+        for done, future in enumerate(as_completed(running), start=1):
+            progress.update(done, " ".join(map(str, running[future])))
+        found = {running[future]: future.result() for future in running}
+    _write({name: [found[name, seed] for seed in options.seeds] for name in VARIANTS}, options)
 
 
 def _run(name: str, seed: int, steps: int, out: Path) -> dict:
@@ -77,11 +79,9 @@ def _write(figures: dict[str, list[dict]], options: argparse.Namespace) -> None:
     ]
     first = np.array([run["mask"] for run in next(iter(figures.values()))])
     for name, runs in figures.items():
-        if not runs:
-            continue
         masks, boxes = (np.array([run[kind] for run in runs]) for kind in ("mask", "box"))
         # Seed by seed: the same images and the same order.
-        gap = _spread(masks - first[: len(masks)]) if name in PAPER else ""
+        gap = _spread(masks - first) if name in PAPER else ""
         paper = f"{PAPER[name]:+.1f}" if name in PAPER else ""
         rows.append(f"| {name} | {_spread(masks)} | {gap} | {paper} | {_spread(boxes)} |")
     note = (

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mrcnn_jax.errors import UserError
-from mrcnn_jax.fitting.regions import encode, label_regions, scale_of, sum_of_norms
+from mrcnn_jax.fitting.regions import Regions, encode, feature_scale, label_regions
 from mrcnn_jax.ops import boxes as box_ops
 
 
@@ -71,14 +71,21 @@ def test_an_image_with_objects_alone():
     np.testing.assert_array_equal(np.diag(regions.overlaps), 1)
 
 
+def with_features(features):
+    labels = np.zeros(len(features), int)
+    overlaps, deltas = np.zeros((len(features), 2), np.float32), np.zeros((len(features), 4), np.float32)
+    return Regions(features, labels, overlaps, labels, deltas)
+
+
 def test_scaled_features_have_a_mean_norm_of_20():
     features = np.random.default_rng(4).random((30, 5), np.float32)
-    scale = scale_of(sum_of_norms(features[:10], 0) + sum_of_norms(features[10:], 1), 30)
+    scale = feature_scale(map(with_features, [features[:10], features[10:10], features[10:]]), 3)
     assert np.linalg.norm(scale * features, axis=1).mean() == pytest.approx(20)
-    assert scale_of(0.0, 30) == scale_of(0.0, 0) == 1
+    assert feature_scale([with_features(0 * features)], 1) == feature_scale([], 0) == 1
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e38])
 def test_features_that_are_not_finite_name_the_image(value):
-    with pytest.raises(UserError, match="image 5 "):
-        sum_of_norms(np.full((2, 3), value, np.float32), 4)
+    images = [with_features(np.ones((2, 3), np.float32)), with_features(np.full((2, 3), value, np.float32))]
+    with pytest.raises(UserError, match="image 2 "):
+        feature_scale(images, 2)

@@ -8,7 +8,7 @@ import pytest
 
 from mrcnn_jax.errors import UserError
 from mrcnn_jax.fitting import ridge as module
-from mrcnn_jax.fitting.regions import Regions, label_regions
+from mrcnn_jax.fitting.regions import Regions, feature_scale, label_regions
 from mrcnn_jax.fitting.ridge import fit_box_regressors
 from mrcnn_jax.ops import boxes as box_ops
 
@@ -29,7 +29,9 @@ def random_image(rng, n=60, num_features=12):
 
 
 def fit(images, names=NAMES, **settings):
-    return fit_box_regressors(lambda: images, len(images), names, **settings)
+    # The scale is that of the finite features, so that it is the fit that tells of the others.
+    finite = [image for image in images if np.isfinite(image.features).all()]
+    return fit_box_regressors(iter(images), len(images), names, scale=feature_scale(finite, len(finite)), **settings)
 
 
 def scale(images):

@@ -7,13 +7,17 @@ from test_family import MEMBERS
 
 import mrcnn_jax
 from experiments import base
+from mrcnn_jax import distributed
 from mrcnn_jax.alternating import train_alternating
+from mrcnn_jax.checkpoints.metadata import config_from_dict
 from mrcnn_jax.checkpoints.state import load_params
 from mrcnn_jax.commands import train as command
 from mrcnn_jax.data import sources
 from mrcnn_jax.errors import UserError
 from mrcnn_jax.fitting import stages
+from mrcnn_jax.fitting.features import RegionFeatures
 from mrcnn_jax.fitting.stages import train_with_svms
+from mrcnn_jax.models.build import build
 
 
 def experiment(member):
@@ -81,6 +85,28 @@ def test_a_stage_that_is_done_is_not_repeated(fitted, monkeypatch):
     (workdir / "svms.npz").write_bytes(b"PK")
     with pytest.raises(UserError, match="delete it, and it is fitted anew"):
         train_with_svms(config, workdir, log=lambda line: None)
+
+
+@pytest.mark.parametrize("which", ["scores", "deltas"])
+def test_regions_that_are_not_near_are_left_out_before_the_network(fitted, which):
+    config, workdir, _, _ = fitted
+    variables, metadata = read(workdir)
+    mesh = distributed.make_mesh()
+    model = build(config_from_dict(metadata["config"]).model)
+    dataset, _ = sources.load(config, "train")
+    features = RegionFeatures(model, distributed.replicate(variables, mesh), dataset, config, mesh, which)
+    everything = list(features())
+    assert [len(regions.features) for regions in everything] == [
+        20 + len(record.boxes) for record in dataset.subset(np.random.default_rng(0).permutation(6)).records
+    ]
+    for over in (0.3, 1.0):
+        for some, full in zip(features(over=over), everything, strict=True):
+            kept = (full.classes > 0) | (full.overlaps.max(axis=1) > over)
+            assert 0 < kept.sum() < len(kept)
+            for name in ("classes", "overlaps", "target_classes", "deltas"):
+                np.testing.assert_array_equal(getattr(some, name), getattr(full, name)[kept])
+            np.testing.assert_allclose(some.features, full.features[kept], rtol=1e-5, atol=1e-6)
+    assert [len(regions.classes) for regions in features(first=2)] == [len(one.classes) for one in everything[:2]]
 
 
 def test_the_detector_is_used_like_any_other(fitted):

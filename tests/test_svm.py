@@ -9,7 +9,7 @@ from sklearn.svm import LinearSVC
 
 from mrcnn_jax.errors import UserError
 from mrcnn_jax.fitting import svm as module
-from mrcnn_jax.fitting.regions import Regions
+from mrcnn_jax.fitting.regions import Regions, feature_scale
 from mrcnn_jax.fitting.svm import NEVER, _Negatives, fit_svms
 
 NAMES = ["cat", "dog"]
@@ -27,7 +27,10 @@ def regions(features, classes, overlaps):
 
 
 def fit(images, names=NAMES, **settings):
-    return fit_svms(lambda: images, len(images), names, **settings)
+    # The scale is that of the finite features, so that it is the fit that tells of the others.
+    finite = [image for image in images if np.isfinite(image.features).all()]
+    scale = feature_scale(finite, len(finite))
+    return fit_svms(images, iter(images), len(images), names, scale=scale, **settings)
 
 
 def random_image(rng, num_objects, num_proposals, num_features=16, shift=4.0):

@@ -1,5 +1,6 @@
 """What the fits after the network see of an image: features of its regions, and how these lie to the objects."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,6 +8,7 @@ from jaxtyping import Float, Float32, Int
 
 from mrcnn_jax.data.overlaps import pairwise_iou
 from mrcnn_jax.errors import UserError
+from mrcnn_jax.progress import Progress
 
 # Features are scaled to this mean norm, for which C and lambda were chosen (rcnn_scale_features.m).
 MEAN_NORM = 20.0
@@ -67,25 +69,32 @@ def encode(boxes: Float[np.ndarray, "n 4"], reference: Float[np.ndarray, "n 4"])
     return np.concatenate([shifts, np.log(sides / reference_sides)], axis=1)
 
 
-def sum_of_norms(features: Float32[np.ndarray, "n f"], image: int) -> float:
-    """The sum of the Euclidean norms of the rows.
-
-    Raises:
-        UserError: a feature is not finite; the message counts images from 1, and `image` from 0.
-    """
+def check_finite(features: Float32[np.ndarray, "n f"], image: int) -> None:
+    """Raises a UserError where a row has no norm; the message counts images from 1, and `image` from 0."""
     with np.errstate(over="ignore"):
-        total = float(np.linalg.norm(features, axis=1).sum(dtype=np.float64))
-    if not np.isfinite(total):
+        finite = np.isfinite(np.linalg.norm(features, axis=1)).all()
+    if not finite:
         raise UserError(
             f"features of image {image + 1} (in the order of the data set) are not finite: check the weights of the "
             "network that they are from"
         )
-    return total
 
 
-def scale_of(norms: float, num_regions: int) -> float:
-    """What features are multiplied by, so that their mean norm is `MEAN_NORM`; 1 where all of them are 0.
+def feature_scale(images: Iterable[Regions], num_images: int) -> float:
+    """What features are multiplied by, so that the mean norm of those of `images` is `MEAN_NORM`; 1 where all are 0.
 
-    The reference takes the mean over 200 regions of 200 images (rcnn_feature_stats.m), this one over all there are.
+    Args:
+        images: the regions of some images.
+        num_images: how many there are, for the time that is left.
+
+    Raises:
+        UserError: features are not finite.
     """
+    norms, num_regions = 0.0, 0
+    with Progress("features: their scale", num_images) as progress:
+        for place, regions in enumerate(images):
+            check_finite(regions.features, place)
+            norms += float(np.linalg.norm(regions.features, axis=1).sum(dtype=np.float64))
+            num_regions += len(regions.features)
+            progress.update(place + 1)
     return MEAN_NORM * num_regions / norms if norms > 0 else 1.0

@@ -1,13 +1,13 @@
 """Ridge regressors that move a region onto its object, one a class (R-CNN, appendix C)."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Float64
 
 from mrcnn_jax.errors import UserError
-from mrcnn_jax.fitting.regions import Regions, scale_of, sum_of_norms
+from mrcnn_jax.fitting.regions import Regions, check_finite
 from mrcnn_jax.progress import Progress
 
 # Regions of a class are summed when there are this many, since each time f x f numbers are rewritten.
@@ -15,29 +15,30 @@ _ROWS = 1024
 
 
 def fit_box_regressors(
-    images: Callable[[], Iterable[Regions]],
+    images: Iterable[Regions],
     num_images: int,
     class_names: Sequence[str],
     *,
+    scale: float,
     regularisation: float = 1000.0,
     min_overlap: float = 0.6,
 ) -> tuple[Float32[np.ndarray, "f k 4"], Float32[np.ndarray, "k 4"], list[str]]:
     """Fits `features @ kernel + bias`, the (dx, dy, dw, dh) of `mrcnn_jax.ops.boxes` with weights of 1, for each class.
 
     A region, which may be a ground-truth box, counts for the class of the object that it overlaps most, if by more than
-    `min_overlap`. As in rcnn_train_bbox_regressor.m, features are scaled to a mean norm of 20 (the kernel is for
-    features as they come), the mean of the targets is taken off, and the bias is regularised with the rest. The
-    reference also decorrelates the targets, and undoes that when it predicts: as all four share one lambda, the two
-    cancel, and neither is done here.
+    `min_overlap`. As in rcnn_train_bbox_regressor.m, features are scaled (the kernel is for features as they come), the
+    mean of the targets is taken off, and the bias is regularised with the rest. The reference also decorrelates the
+    targets, and undoes that when it predicts: as all four share one lambda, the two cancel, and neither is done here.
 
-    One pass is made over the images. Normal equations are summed up, so that memory does not grow with the number of
+    Normal equations are summed up, so that memory does not grow with the number of
     regions: 128 MiB a class for 4096 features and 650 MiB for 9216, and as much again while a sum is made or solved. A
     class of fewer than 1024 regions holds these until its turn, for 16 or 36 MiB at most.
 
     Args:
-        images: starts a pass over the regions of every image.
+        images: the regions of every image; those of no class's are not looked at, and need not be there.
         num_images: how many there are, for the time that is left.
         class_names: of the classes 1..k, for the report.
+        scale: what features are multiplied by for the fit (`feature_scale`).
         regularisation: lambda, beside the sum of squared errors.
         min_overlap: the IoU above which a region is fitted.
 
@@ -48,12 +49,11 @@ def fit_box_regressors(
         UserError: there is no image, or features are not finite.
     """
     sums = [_Sums() for _ in class_names]
-    norms, num_regions, num_features = 0.0, 0, None
+    num_features = None
     with Progress("box regressors: regions", num_images) as progress:
-        for place, regions in enumerate(images()):
+        for place, regions in enumerate(images):
             num_features = regions.features.shape[1]
-            norms += sum_of_norms(regions.features, place)
-            num_regions += len(regions.features)
+            check_finite(regions.features, place)
             near = regions.overlaps.max(axis=1) > min_overlap
             for j in np.unique(regions.target_classes[near]) - 1:
                 own = near & (regions.target_classes == j + 1)
@@ -61,7 +61,6 @@ def fit_box_regressors(
             progress.update(place + 1)
     if num_features is None:
         raise UserError("there are no images to fit box regressors to: name a data set that has some")
-    scale = scale_of(norms, num_regions)
     kernel = np.zeros((num_features, len(class_names), 4), np.float32)
     bias = np.zeros((len(class_names), 4), np.float32)
     lines = []

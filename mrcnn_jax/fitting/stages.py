@@ -17,7 +17,8 @@ from mrcnn_jax.data import sources
 from mrcnn_jax.errors import UserError
 from mrcnn_jax.evaluation.run import score_detector
 from mrcnn_jax.files import whole_file
-from mrcnn_jax.fitting.features import region_passes
+from mrcnn_jax.fitting.features import RegionFeatures
+from mrcnn_jax.fitting.regions import feature_scale
 from mrcnn_jax.fitting.ridge import fit_box_regressors
 from mrcnn_jax.fitting.svm import fit_svms
 from mrcnn_jax.models import plain
@@ -26,6 +27,8 @@ from mrcnn_jax.train import train
 
 # The checkpoint with the SVMs, in the run's folder.
 FOLDER = "svms"
+# Images whose features tell how large features are, as in rcnn_feature_stats.m, which takes 200 regions of each.
+_SCALED_BY = 200
 
 
 def train_with_svms(config: ConfigDict, workdir: Path, *, log: Callable[[str], None] = print) -> dict[str, float]:
@@ -50,19 +53,23 @@ def train_with_svms(config: ConfigDict, workdir: Path, *, log: Callable[[str], N
     train_data, _ = sources.load(config, "train")
     names, num_images, settings = train_data.classes, len(train_data.records), config.svm
 
-    def passes(which):
-        return region_passes(model, variables, train_data, config, mesh, which)
+    num_scaled_by = min(num_images, _SCALED_BY)
 
     def svms():
+        features = RegionFeatures(model, variables, train_data, config, mesh, "scores")
+        scale = feature_scale(features(first=num_scaled_by), num_scaled_by)
         return fit_svms(
-            passes("scores"), num_images, names, c=settings.c, positive_weight=settings.positive_weight,
-            negative_overlap=settings.negative_iou, seed=config.seed,
+            features(over=1.0), features(), num_images, names, scale=scale, c=settings.c,
+            positive_weight=settings.positive_weight, negative_overlap=settings.negative_iou, seed=config.seed,
         )  # fmt: skip
 
     def regressors():
+        features = RegionFeatures(model, variables, train_data, config, mesh, "deltas")
+        scale = feature_scale(features(first=num_scaled_by), num_scaled_by)
         return fit_box_regressors(
-            passes("deltas"), num_images, names, regularisation=settings.regularisation, min_overlap=settings.min_iou
-        )
+            features(over=settings.min_iou), num_images, names, scale=scale,
+            regularisation=settings.regularisation, min_overlap=settings.min_iou,
+        )  # fmt: skip
 
     asked = {**config_to_dict(settings), "network": digest(variables, trained.model)}
     kernel, bias, minutes = _once(workdir / "svms.npz", svms, asked, log)

@@ -1,7 +1,7 @@
 """One linear SVM a class, fitted to region features by hard-negative mining (R-CNN, section 2.3 and appendix B)."""
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int
@@ -9,7 +9,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.svm import LinearSVC
 
 from mrcnn_jax.errors import UserError
-from mrcnn_jax.fitting.regions import Regions, scale_of, sum_of_norms
+from mrcnn_jax.fitting.regions import Regions, check_finite
 from mrcnn_jax.progress import Progress
 
 # The score of a class that could not be fitted, for any region: below every threshold, and finite.
@@ -25,10 +25,12 @@ _MAX_ITERATIONS = 10_000
 
 
 def fit_svms(
-    images: Callable[[], Iterable[Regions]],
+    objects: Iterable[Regions],
+    images: Iterable[Regions],
     num_images: int,
     class_names: Sequence[str],
     *,
+    scale: float,
     c: float = 1e-3,
     positive_weight: float = 2.0,
     negative_overlap: float = 0.3,
@@ -39,11 +41,10 @@ def fit_svms(
     Positives of a class are its ground-truth boxes alone. Negatives are the regions that overlap every object of the
     class by less than `negative_overlap`; the others are left out.
 
-    Two passes are made over the images. The first takes the positives, and the scale of the features, which becomes
-    part of the kernel. The second adds the negatives of an image that score above the margin, all of them where the
-    class has no SVM yet; fits a class anew when more than 2000 came; and then drops its negatives that score below
-    -1.2. What was passed over or dropped is not looked at again, so that the result is nearly that of a fit to all
-    negatives at once.
+    The positives come first. Then a pass over the images adds the negatives of each that score above the margin, all of
+    them where the class has no SVM yet; fits a class anew when more than 2000 came; and then drops its negatives that
+    score below -1.2. What was passed over or dropped is not looked at again, so that the result is nearly that of a fit
+    to all negatives at once.
 
     Held in memory are the positives and, once for all classes, the negatives in use: 16 KiB a region for 4096 features,
     36 KiB for 9216 (16,000 objects and 50,000 hard negatives: 1.0 and 2.3 GiB). A fit takes some 30 bytes more for each
@@ -52,10 +53,12 @@ def fit_svms(
     The same images and seed give the same bits.
 
     Args:
-        images: starts a pass over the regions of every image, in the same order each time. That had better not go by
-            content: mining finds less of a kind of negative that only the last images show.
+        objects: the regions of every image, of which the ground-truth boxes are looked at: others need not be there.
+        images: the regions of every image, in an order that had better not go by content: mining finds less of a kind
+            of negative that only the last images show.
         num_images: how many there are, for the time that is left.
         class_names: of the classes 1..k, for the report.
+        scale: what features are multiplied by for the fit (`feature_scale`); the kernel is for features as they come.
         c: the weight of the losses beside half the squared norm of the weights.
         positive_weight: the weight of a positive's loss beside a negative's.
         negative_overlap: the IoU below which a region is a negative.
@@ -69,7 +72,7 @@ def fit_svms(
         UserError: there is no image, or features are not finite.
     """
     num_classes = len(class_names)
-    positives, scale = _positives(images(), num_images, num_classes)
+    positives = _positives(objects, num_images, num_classes)
     fitted = np.array([len(own) > 0 for own in positives])
     # A kernel of 0 finds every negative hard.
     kernel, bias = np.zeros((positives[0].shape[1], num_classes), np.float32), np.zeros(num_classes, np.float32)
@@ -88,7 +91,8 @@ def fit_svms(
         num_added[j] = 0
 
     with Progress("SVMs: hard negatives", num_images) as progress:
-        for place, regions in enumerate(images()):
+        for place, regions in enumerate(images):
+            check_finite(regions.features, place)
             negative = regions.overlaps < negative_overlap
             hard = negative & fitted & (regions.features @ kernel + bias > _HARD)
             cache.add(regions.features, hard)
@@ -109,16 +113,12 @@ def fit_svms(
     return kernel, bias, lines
 
 
-def _positives(
-    images: Iterable[Regions], num_images: int, num_classes: int
-) -> tuple[list[Float32[np.ndarray, "n f"]], float]:
-    """The features of each class's objects, and what all features are multiplied by."""
-    found = [[] for _ in range(num_classes)]
-    norms, num_regions, nothing = 0.0, 0, None
+def _positives(images: Iterable[Regions], num_images: int, num_classes: int) -> list[Float32[np.ndarray, "n f"]]:
+    """The features of each class's objects."""
+    found, nothing = [[] for _ in range(num_classes)], None
     with Progress("SVMs: objects", num_images) as progress:
         for place, regions in enumerate(images):
-            norms += sum_of_norms(regions.features, place)
-            num_regions += len(regions.features)
+            check_finite(regions.features, place)
             nothing = regions.features[:0]
             for class_id in np.unique(regions.classes[regions.classes > 0]):
                 found[class_id - 1].append(regions.features[regions.classes == class_id])
@@ -126,7 +126,7 @@ def _positives(
     if nothing is None:
         raise UserError("there are no images to fit SVMs to: name a data set that has some")
     # One class after the other, so that few are held twice.
-    return [np.concatenate([nothing, *found.pop(0)]) for _ in range(num_classes)], scale_of(norms, num_regions)
+    return [np.concatenate([nothing, *found.pop(0)]) for _ in range(num_classes)]
 
 
 def _linear_svm(
