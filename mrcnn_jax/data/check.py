@@ -142,9 +142,7 @@ def check_proposals(result: CheckResult, path: Path) -> None:
     for record in result.dataset.records:
         boxes, objects = found.of(record).boxes, record.boxes[~record.crowd]
         num_objects += len(objects)
-        if len(boxes) and len(objects):
-            overlap = pairwise_iou(boxes, objects)
-            covered += int((overlap.max(axis=0) >= _COVERS).sum())
+        covered += int((pairwise_iou(boxes, objects).max(axis=0, initial=0) >= _COVERS).sum())
     share = covered / max(num_objects, 1)
     result.report.note(f"proposals of {path} cover {share:.1%} of {num_objects:,} objects (IoU of {_COVERS} or more)")
 
