@@ -12,6 +12,8 @@ from mrcnn_jax.models import plain
 
 PUBLISHED = {}
 SOURCE = "no paper"
+OURS = {"box AP": 53.2, "box AP50": 67.0}
+LOG = "seed 0, jax 0.10.2, network of 300dce3, fits of ecba272, 22.9 minutes on two CPU cores, partly busy"
 
 
 def get_config(mode: str = "") -> ConfigDict:
