@@ -138,6 +138,10 @@ def smoke(config: ConfigDict) -> ConfigDict:
     if model.rpn is not None:
         model.rpn.update({"pre_nms": (200, 100), "post_nms": (100, 50)})
     model.roi.num_samples = min(model.roi.num_samples, 32)
+    if model.backbone is None:
+        # R-CNN: each region passes a whole network.
+        model.roi.num_samples = 8
+        config.data.num_proposals = (20, 10)
     if model.box is not None:
         model.box.update({"max_detections": 20, "num_candidates": 200})
     model.preprocess.update({"short_side": 128, "max_size": 128})

@@ -58,8 +58,7 @@ class RegionFeatures:
             first: how many images; None is all.
         """
         config, truths = self._config.copy_and_resolve_references().unlock(), self._truths
-        dataset, num = self._dataset, config.data.num_proposals[0]
-        dataset = dataset if first is None else dataset.subset(np.arange(min(first, len(dataset.records))))
+        dataset, num = self._dataset.subset(range(len(self._dataset.records))[:first]), config.data.num_proposals[0]
 
         def boxes_of(record: Record) -> np.ndarray:
             objects, _ = truths[record.image_id]

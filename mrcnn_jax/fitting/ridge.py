@@ -30,9 +30,9 @@ def fit_box_regressors(
     mean of the targets is taken off, and the bias is regularised with the rest. The reference also decorrelates the
     targets, and undoes that when it predicts: as all four share one lambda, the two cancel, and neither is done here.
 
-    Normal equations are summed up, so that memory does not grow with the number of
-    regions: 128 MiB a class for 4096 features and 650 MiB for 9216, and as much again while a sum is made or solved. A
-    class of fewer than 1024 regions holds these until its turn, for 16 or 36 MiB at most.
+    Normal equations are summed up, so that memory does not grow with the number of regions: 128 MiB a class for 4096
+    features, 650 MiB for 9216 and 5 GiB for 25,088, and as much again while a sum is made or solved. A class of fewer
+    than 1024 regions holds these instead, for 16, 36 or 98 MiB at most, and is solved by as many equations.
 
     Args:
         images: the regions of every image; those of no class's are not looked at, and need not be there.
@@ -81,8 +81,8 @@ class _Sums:
         self.num_regions = 0
         self._waiting: list[tuple[np.ndarray, np.ndarray]] = []
         self._num_waiting = 0
-        # Sums of x x' [f+1 f+1], x y' [f+1 4] and y [4].
-        self._xx: Any = 0.0
+        # Sums of x x' [f+1 f+1], x y' [f+1 4] and y [4], once there are any.
+        self._xx: Any = None
         self._xy: Any = 0.0
         self._y: Any = 0.0
 
@@ -98,6 +98,8 @@ class _Sums:
         self, scale: float, regularisation: float
     ) -> tuple[Float64[np.ndarray, "f 4"], Float64[np.ndarray, " 4"]]:
         """Kernel and bias, for features that are not scaled, of a ridge regression on those that are; ends the sums."""
+        if self._xx is None:
+            return self._solve_few(scale, regularisation)
         if self._waiting:
             self._sum_up()
         # A weight for scaled features is `scale` times smaller, and so its square in the penalty.
@@ -111,11 +113,25 @@ class _Sums:
         self._xx = None
         return weights[:-1], weights[-1] + mean
 
+    def _solve_few(
+        self, scale: float, regularisation: float
+    ) -> tuple[Float64[np.ndarray, "f 4"], Float64[np.ndarray, " 4"]]:
+        """The same solution from an equation a region instead of one a feature: X'(XX' + lambda)^-1 (Y - mean)."""
+        features, deltas = (np.concatenate(each, dtype=np.float64) for each in zip(*self._waiting, strict=True))
+        self._waiting = []
+        mean = deltas.mean(axis=0)
+        products = scale**2 * (features @ features.T) + 1
+        products[np.diag_indices_from(products)] += regularisation
+        residuals = np.linalg.solve(products, deltas - mean)
+        return scale**2 * (features.T @ residuals), residuals.sum(axis=0) + mean
+
     def _sum_up(self) -> None:
         features, deltas = zip(*self._waiting, strict=True)
         x = np.ones((self._num_waiting, features[0].shape[1] + 1))
         np.concatenate(features, out=x[:, :-1])
         y = np.concatenate(deltas, dtype=np.float64)
+        if self._xx is None:
+            self._xx = np.zeros((x.shape[1], x.shape[1]))
         self._xx += x.T @ x
         self._xy += x.T @ y
         self._y += y.sum(axis=0)
