@@ -54,6 +54,8 @@ def build(config: ConfigDict, axis_name: str | None = None) -> RCNN:
 
 def init(network: RCNN, key: Array) -> dict[str, Any]:
     """Random variables of a network: {"params": trained, "batch_stats": buffers}."""
+    if isinstance(key, jax.core.Tracer):  # Within somebody's jit or eval_shape, which has the options.
+        return _touch(network, key)
     # Compiled without any optimisation, as in tests, a ResNet-50 takes half a minute to draw; the bits are the same.
     options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
     return jax.jit(lambda key: _touch(network, key), compiler_options=options)(key)
