@@ -4,6 +4,7 @@ import argparse
 import math
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -12,6 +13,9 @@ from typing import Any, NoReturn
 
 from mrcnn_jax import __version__, disk_space
 from mrcnn_jax.errors import UserError
+from mrcnn_jax.hosts import together
+from mrcnn_jax.hosts.place import WAIT, find
+from mrcnn_jax.hosts.roll_call import Everywhere
 from mrcnn_jax.interruption import Interrupted
 
 _CONFIG_HELP = "an experiment, e.g. experiments/shapes.py or experiments/shapes.py:smoke"
@@ -24,24 +28,29 @@ _OVERRIDES = "Every key of the experiment can be changed: --config.train.steps=1
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status, after one line for whatever is not 0 or 1.
 
-    0 is well done, 1 that `check` found something wrong, 2 an error, 130 Ctrl-C, and 143 SIGTERM while training.
+    0 is well done, 1 that `check` found something wrong, 2 an error, 75 that another host was lost or the run stood
+    still, 130 Ctrl-C, and 143 SIGTERM while training. After 75 and 143 the same command goes on where the run was.
     """
     parser = _parser()
     options, overrides = _parse(parser, sys.argv[1:] if arguments is None else list(arguments))
     try:
         return _run(options, overrides)
     except UserError as error:
-        return _fail(str(error))
+        return _fail(str(error), everywhere=isinstance(error, Everywhere))
     except Interrupted as stop:
         return _tell(str(stop), status=128 + stop.signal)
     except KeyboardInterrupt:
         again = ": run the same command to go on" if options.command in ("train", "demo", "propose") else ""
+        if together.several():
+            together.fail(f"interrupted{again}", 130)
         return _tell(f"interrupted{again}", status=130)
     except BrokenPipeError:
         # The reader (`| head`) has left. Python would complain once more when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
+        # Where a collective failed because a host is gone, that comes to be known, and ends this process.
+        time.sleep(2 if together.several() else 0)
         if disk_space.is_full(error):
             return _fail("the disk is full: free some space and run the same command again")
         return _fail(_unexpected(error, getattr(options, "workdir", None)))
@@ -67,6 +76,19 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
         command("export")(options.checkpoint, options.format, options.out, options.image_size, options.batch_size)
         return 0
 
+    if options.command in ("train", "eval"):
+        place = find(options.coordinator, options.num_processes, options.process_id)
+        if place is not None:
+            from mrcnn_jax.distributed import joined
+
+            with joined(place, options.wait):
+                return _with_config(options, overrides, command)
+    return _with_config(options, overrides, command)
+
+
+def _with_config(
+    options: argparse.Namespace, overrides: list[str], command: Callable[[str], Callable[..., Any]]
+) -> int:
     config = None
     if options.config:
         from mrcnn_jax.config_files import load_config
@@ -124,6 +146,15 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--workdir", type=Path, metavar="DIR", help="the run whose best checkpoint is scored")
     evaluate.add_argument("--checkpoint", type=Path, metavar="PATH", help="a checkpoint, instead of --workdir")
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON too")
+
+    for several in (train, evaluate):
+        hosts = several.add_argument_group("several hosts", "Found by itself on TPU pods, under SLURM and Open MPI.")
+        hosts.add_argument("--coordinator", metavar="HOST:PORT", help="the first host, and a free port of it")
+        hosts.add_argument("--num-processes", type=_positive, metavar="N", help="how many hosts there are")
+        hosts.add_argument("--process-id", type=_count, metavar="I", help="which of them this is, from 0 on")
+        hosts.add_argument(
+            "--wait", type=_positive, default=WAIT, metavar="SECONDS", help="for the others (default: %(default)s)"
+        )
 
     predict = add("predict", "Detect in images: draws them and writes predictions.json (COCO results).")
     predict.add_argument("images", nargs="+", metavar="IMAGE", help="image files or folders")
@@ -264,7 +295,10 @@ def _unexpected(error: Exception, workdir: Path | None) -> str:
     return f"{summary} (the traceback is in {file})"
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, everywhere: bool = False) -> int:
+    if together.several():
+        # Not in the usual way, in which JAX would wait for hosts that wait for this one.
+        together.fail(message, 2, tell=not everywhere)
     return _tell(f"error: {' '.join(message.splitlines())}", status=2)
 
 

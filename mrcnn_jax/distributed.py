@@ -2,19 +2,77 @@
 
 import contextlib
 import ctypes
-from collections.abc import Callable
+import os
+import platform
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from mrcnn_jax import __version__
 from mrcnn_jax.errors import UserError
+from mrcnn_jax.hosts import together
+from mrcnn_jax.hosts.place import Place
+from mrcnn_jax.interruption import Interrupted
 
 AXIS = "data"
 
 # Parameters of glibc's `mallopt`.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
+
+
+@contextlib.contextmanager
+def joined(place: Place | None, wait: float) -> Iterator[None]:
+    """Within, JAX's devices are those of all hosts, and only the first host writes to stdout; None is one host.
+
+    Raises:
+        UserError: a host does not come within `wait` seconds, or other versions run there; see `roll_call`.
+    """
+    if place is None:
+        yield
+        return
+    versions = {name: version(name) for name in ("jax", "jaxlib", "flax", "numpy", "orbax-checkpoint")}
+    versions = {"mrcnn_jax": __version__, "Python": platform.python_version().rpartition(".")[0]} | versions
+    service = together.join(place, versions, wait)
+    rank = together.rank_on_machine()
+    jax.distributed.initialize(
+        service, place.count, place.index, initialization_timeout=int(wait) + 1,
+        # Processes that share a machine take a GPU each; TPUs and CPUs see to it themselves.
+        local_device_ids=None if rank is None else [rank], cluster_detection_method="deactivate",
+    )  # fmt: skip
+    with open(os.devnull, "w") as nowhere:
+        quiet = contextlib.nullcontext() if together.first() else contextlib.redirect_stdout(nowhere)
+        with quiet:
+            try:
+                yield
+            except Interrupted:
+                # All hosts were.
+                _part()
+                raise
+            _part()
+
+
+def _part() -> None:
+    jax.distributed.shutdown()
+    together.leave()
+
+
+def agreed_to_stop() -> Callable[[int], bool] | None:
+    """For `Interruption`: whether, a SIGTERM having come to one host, all stop at this count. None on one host."""
+    return multihost_utils.reached_preemption_sync_point if jax.process_count() > 1 else None
+
+
+def check_devices() -> None:
+    """Raise `UserError` on every host where not all have as many devices of the same kind."""
+    devices = jax.local_devices()
+    together.same(
+        {"what a host computes with": f"{len(devices)} x {devices[0].device_kind}"},
+        "give every host the same devices (nvidia-smi and JAX_PLATFORMS tell what it has)",
+    )
 
 
 def make_mesh(num_devices: int | None = None) -> Mesh:
@@ -78,8 +136,33 @@ def shard(batch: Any, mesh: Mesh) -> Any:
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Put a copy of every array on every device."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    """Put a copy of every array, which has to be the same on every host, on every device."""
+    sharding = NamedSharding(mesh, PartitionSpec())
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+    # `device_put` would compare each array over all hosts, one compilation a shape.
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
+
+
+def fetch(tree: Any) -> Any:
+    """NumPy arrays of this host's part: its rows of what is dealt out, the whole of what every device has."""
+
+    def get(x):
+        if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
+            return np.asarray(x)
+        shards = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
+        return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
+
+    for leaf in jax.tree.leaves(tree):
+        if isinstance(leaf, jax.Array):
+            # So that one copy does not wait for the one before.
+            leaf.copy_to_host_async()
+    return jax.tree.map(get, tree)
+
+
+def own_rows(tree: Any) -> Any:
+    """As `fetch` where there are several hosts; on one host all rows are its own, and stay on the device."""
+    return tree if jax.process_count() == 1 else fetch(tree)
 
 
 def data_parallel(step: Callable, mesh: Mesh, *, batch_outputs: bool = False, donate: bool = False) -> Callable:

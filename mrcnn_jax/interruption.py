@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -15,6 +15,12 @@ _SHOW_CURSOR = b"\x1b[?25h"
 def leave_to_main_process() -> None:
     """For worker processes, which Ctrl-C reaches too: the first is the main process's affair, a second ends them."""
     signal.signal(signal.SIGINT, lambda *_: signal.signal(signal.SIGINT, signal.SIG_DFL))
+
+
+def _as_termination(number: int, frame: object) -> None:
+    signal.signal(number, signal.SIG_DFL)
+    os.write(2, _TOLD)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -34,19 +40,26 @@ class Interruption:
                     state = step(state, batch)
 
     What is `held` is not left half-way: a signal that comes meanwhile is raised at its end. Afterwards the handlers are
-    those of before. Where `enabled` is False, or in another thread than the main one, which alone may set handlers,
-    signals do what they always did.
+    those of before. In another thread than the main one, which alone may set handlers, signals do what they always did.
+
+    Over several hosts a signal to one of them raises `Interrupted` on all, at the end of the same `held` or at the same
+    `check`: each host has to come to these in the same order. `agreed` is then asked, with how often it was asked,
+    whether all hosts stop here (`distributed.agreed_to_stop`).
     """
 
-    def __init__(self, enabled: bool = True):
-        self._enabled = enabled
+    def __init__(self, agreed: Callable[[int], bool] | None = None) -> None:
         self._previous = {}
         self._held = False
         self._received: int | None = None
+        self._agreed = agreed
+        self._checks = 0
 
     def __enter__(self) -> "Interruption":
-        if self._enabled and threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._receive) for number in _SIGNALS}
+        if threading.current_thread() is threading.main_thread():
+            # SIGTERM is JAX's, which makes it known to all hosts.
+            one = self._agreed is None
+            handlers = dict.fromkeys(_SIGNALS, self._receive) if one else {signal.SIGINT: _as_termination}
+            self._previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -64,6 +77,13 @@ class Interruption:
             self._held = False
         if self._received is not None:
             raise Interrupted(self._received)
+        self.check()
+
+    def check(self) -> None:
+        """Raises `Interrupted` if hosts have agreed to stop here; on one host a signal does not wait for it."""
+        self._checks += 1
+        if self._agreed is not None and self._agreed(self._checks):
+            raise Interrupted(signal.SIGTERM)
 
     def _receive(self, number: int, frame: object) -> None:
         # The system's own handling: Python would run a handler only once XLA, which may compile for minutes, returns.

@@ -15,14 +15,20 @@ from tensorboardX.summary import scalar
 
 
 class MetricsWriter:
-    """Appends to `WORKDIR/metrics.csv` and `WORKDIR/tensorboard/`; one process of a run writes.
+    """Appends to `WORKDIR/metrics.csv` and `WORKDIR/tensorboard/`.
 
     A row is a step at which something was measured; what was not measured then is an empty cell. A column keeps its
     place for good: new metrics go to the right. Every row is on disk when `write` returns.
     """
 
-    def __init__(self, workdir: Path, step: int = 0) -> None:
-        """Goes on after `step`: what an earlier process wrote of later steps, before it was stopped, is cut."""
+    def __init__(self, workdir: Path, step: int = 0, *, enabled: bool = True) -> None:
+        """Goes on after `step`: what an earlier process wrote of later steps, before it was stopped, is cut.
+
+        Of several hosts one is `enabled`; what the others write is dropped.
+        """
+        self._enabled = enabled
+        if not enabled:
+            return
         (workdir / "tensorboard").mkdir(parents=True, exist_ok=True)
         self._path = workdir / "metrics.csv"
         self._columns, rows = self._read()
@@ -40,6 +46,8 @@ class MetricsWriter:
 
     def write(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
         """One row."""
+        if not self._enabled:
+            return
         row = {"step": str(step)} | {name: repr(float(value)) for name, value in values.items()}
         new = [name for name in row if name not in self._columns]
         if new:
@@ -55,12 +63,13 @@ class MetricsWriter:
 
     def last(self, name: str) -> float:
         """The newest value of a metric that was written, by this process or an earlier one; 0 if there is none."""
-        _, rows = self._read()
+        _, rows = self._read() if self._enabled else ([], [])
         return next((float(row[name]) for row in reversed(rows) if row.get(name)), 0.0)
 
     def close(self) -> None:
         """Closes the event file."""
-        self._finish()
+        if self._enabled:
+            self._finish()
 
     def _event(self, step: int, **what: SessionLog | Summary) -> None:
         self._events.write_event(Event(wall_time=time.time(), step=step, **what))

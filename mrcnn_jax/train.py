@@ -19,6 +19,7 @@ from mrcnn_jax.diagnose import first_non_finite
 from mrcnn_jax.errors import UserError
 from mrcnn_jax.evaluation.metrics import best_figure
 from mrcnn_jax.evaluation.run import Evaluator, headline
+from mrcnn_jax.hosts import agreement, together
 from mrcnn_jax.interruption import Interrupted, Interruption
 from mrcnn_jax.metrics_writer import MetricsWriter
 from mrcnn_jax.models import zoo
@@ -33,17 +34,18 @@ def train(config: ConfigDict, workdir: Path, *, log: Callable[[str], None] = pri
     """Train until `config.train.steps`, going on from the newest checkpoint in `workdir`.
 
     Ctrl-C or SIGTERM ends the run after the step that it is in, with a checkpoint of that step; a second one ends the
-    process at once. An evaluation is broken off, and not made up for. A run over several hosts, which would first have
-    to agree on a step, is ended at once.
+    process at once. An evaluation is broken off, and not made up for. Over several hosts, all of which call this, a
+    signal to one of them ends all after the same step.
 
     Returns:
-        The last figures, and the `minutes` of training.
+        The last figures, and the `minutes` of training; over several hosts, on the first one.
 
     Raises:
         UserError: the config, the data or the loss makes it impossible to go on; what was saved stays.
         Interrupted: a signal came, and the state is saved.
     """
     _check_numbers(config)
+    distributed.check_devices()
     mesh = distributed.make_mesh()
     distributed.check_batch_size(config.train.batch_size, mesh, config.train.accumulate)
 
@@ -56,10 +58,14 @@ def train(config: ConfigDict, workdir: Path, *, log: Callable[[str], None] = pri
     best = best_figure(config)
     # First of all that takes time: it refuses the folder of another experiment.
     metadata = describe(config, train_data.categories)
+    agreement.same_config(metadata["config"])
+    agreement.same_data(config.data.root, training=train_data, validation=val_data)
+    agreement.same_folder(workdir)
     checkpoints = Checkpoints(workdir, metadata, keep_last=config.train.keep_last, best_metric=best)
 
     model = build(config.model, distributed.AXIS)
     variables, report = initial_variables(model, config, source, train_data.categories)
+    agreement.same_weights(variables, config.model)
     for line in (*report, *adopted, parameter_table(variables["params"])):
         log(line)
     tx, rate = optimizer(config, variables["params"])
@@ -71,7 +77,7 @@ def train(config: ConfigDict, workdir: Path, *, log: Callable[[str], None] = pri
         state = restored.state
         log(f"resumed from step {restored.step} in {workdir}")
     start = int(state.step)
-    writer = MetricsWriter(workdir, start)
+    writer = MetricsWriter(workdir, start, enabled=together.first())
 
     step_fn = make_train_step(
         model,
@@ -84,16 +90,16 @@ def train(config: ConfigDict, workdir: Path, *, log: Callable[[str], None] = pri
     step_fn = distributed.data_parallel(step_fn, mesh, donate=True)
     evaluator = Evaluator(model, val_data, config, mesh)
 
-    def loader(first_step: int):
-        hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-        return pipeline.train_loader(train_data, config, config.seed, config.train.batch_size, first_step, **hosts)
+    def loader(first_step: int, index: int = jax.process_index(), count: int = jax.process_count()):
+        return pipeline.train_loader(train_data, config, config.seed, config.train.batch_size, first_step, index, count)
 
     def stop_if_not_finite() -> None:
         if bool(state.finite):
             return
         checkpoints.close()
-        step, batch = int(state.step), next(iter(loader(int(state.step))))
-        culprit = first_non_finite(build(config.model), state, batch, config.seed)
+        # The whole batch, over several hosts too: it is looked at layer by layer, by each host for itself.
+        step, batch = int(state.step), next(iter(loader(int(state.step), 0, 1)))
+        culprit = first_non_finite(build(config.model), distributed.fetch(state), batch, config.seed)
         saved = checkpoints.latest_step()
         kept = "No checkpoint was saved yet" if saved is None else f"The last good checkpoint is that of step {saved}"
         raise UserError(
@@ -102,9 +108,12 @@ def train(config: ConfigDict, workdir: Path, *, log: Callable[[str], None] = pri
             "run the command again"
         )
 
+    def score() -> dict[str, float]:
+        return together.share(headline(evaluator(state.evaluated(), workdir, between=interruption.check)))
+
     total, figures = config.train.steps, {}
     window = _Window(config.train.batch_size, minutes=writer.last("minutes"))
-    interruption = Interruption(enabled=jax.process_count() == 1)
+    interruption = Interruption(distributed.agreed_to_stop())
     batches = loader(start)
     if batches.num_skipped:
         log(
@@ -129,7 +138,7 @@ def train(config: ConfigDict, workdir: Path, *, log: Callable[[str], None] = pri
                         writer.write(done, means)
                         progress.update(done, f"loss {means['loss']:.3f}  {means['images_per_second']:.1f} images/s")
                 if evaluate_now:
-                    figures = headline(evaluator(state.evaluated(), workdir))
+                    figures = score()
                     writer.write(done, figures)
                     shown = (
                         f"{name} {value:.3f}" for name, value in figures.items() if name.endswith("/AP") or name == best
@@ -147,7 +156,7 @@ def train(config: ConfigDict, workdir: Path, *, log: Callable[[str], None] = pri
             saved = f"stopped at step {step}, saved in {workdir}: run the same command to go on"
             raise Interrupted(stop.signal, saved) from None
     if not figures:
-        figures = headline(evaluator(state.evaluated(), workdir))
+        figures = score()
     checkpoints.close()
     minutes = writer.last("minutes")
     writer.close()

@@ -73,15 +73,46 @@ def test_a_worker_ends_at_the_second_ctrl_c():
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "first\n", "")
 
 
-def test_nothing_is_changed_where_it_is_not_enabled_or_in_another_thread():
+def test_nothing_is_changed_in_another_thread():
     before, inside = [signal.getsignal(each) for each in BOTH], []
 
-    def note(enabled):
-        with Interruption(enabled) as interruption, interruption.held():
+    def note():
+        with Interruption() as interruption, interruption.held():
             inside.append([signal.getsignal(each) for each in BOTH])
 
-    note(False)
-    thread = threading.Thread(target=note, args=(True,))
+    thread = threading.Thread(target=note)
     thread.start()
     thread.join()
-    assert inside == [before, before]
+    assert inside == [before]
+
+
+def test_several_hosts_stop_where_they_agreed_to_and_leave_sigterm_to_jax():
+    asked = []
+
+    def agreed(count):
+        asked.append(count)
+        return count == 3
+
+    before = signal.getsignal(signal.SIGTERM)
+    with Interruption(agreed) as interruption:
+        assert signal.getsignal(signal.SIGTERM) is before
+        with interruption.held():
+            pass
+        interruption.check()
+        with pytest.raises(Interrupted) as stop, interruption.held():
+            asked.append("held to its end")
+    assert stop.value.signal == signal.SIGTERM
+    assert asked == [1, 2, "held to its end", 3]
+
+
+def test_ctrl_c_on_one_of_several_hosts_is_a_sigterm_and_once_more_ends_it():
+    code = (
+        "import os, signal, time; from mrcnn_jax.interruption import Interruption\n"
+        "signal.signal(signal.SIGTERM, lambda *_: print('term', flush=True))\n"
+        "with Interruption(lambda count: False):\n"
+        "    signal.raise_signal(signal.SIGINT); time.sleep(0.1)\n"
+        "    signal.raise_signal(signal.SIGINT)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (-signal.SIGINT, "term\n")
+    assert "stopping and saving" in done.stderr

@@ -73,7 +73,7 @@ def categories_from(metadata: Mapping[str, Any]) -> tuple[Category, ...]:
 
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
     """The keys in which two configs (as dicts) differ, one a line, leaving out those in `MAY_CHANGE`."""
-    old, new = dict(_flatten(saved)), dict(_flatten(current))
+    old, new = flat(saved), flat(current)
     lines = []
     for key in sorted(old.keys() | new.keys()):
         if key.startswith(MAY_CHANGE) or (key in old and key in new and old[key] == new[key]):
@@ -100,6 +100,11 @@ def write(path: Path, metadata: Mapping[str, Any]) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
     os.replace(partial, path)
+
+
+def flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a nested config by their keys as `a.b.c`."""
+    return dict(_flatten(config))
 
 
 def _to_json(value: Any) -> Any:

@@ -26,6 +26,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from mrcnn_jax import disk_space
 from mrcnn_jax.checkpoints.metadata import config_to_dict, require_same_experiment, write
 from mrcnn_jax.errors import UserError
+from mrcnn_jax.hosts import together
 
 _FOLDER = "checkpoints"
 
@@ -67,7 +68,7 @@ class Checkpoints:
             require_same_experiment(workdir, saved, self._metadata)
         with _told_to_the_user(self._workdir):
             self._workdir.mkdir(parents=True, exist_ok=True)
-            if jax.process_index() == 0:
+            if together.first():
                 write(self._workdir / "metadata.json", self._metadata)
             self._manager = _manager(self._workdir / _FOLDER, keep_last, best_metric)
 
@@ -127,10 +128,14 @@ class Checkpoints:
         failures: dict[int, str] = {}
         for candidate in steps:
             try:
-                restored = self._read(candidate, abstract_state)
+                restored, failure = self._read(candidate, abstract_state), None
             # Whatever half-written or damaged files make Orbax raise; its exceptions have no common class.
             except Exception as error:
-                failures[candidate] = _first_line(error)
+                restored, failure = None, _first_line(error)
+            # What one host cannot read, none goes on from.
+            failure = together.share(next(filter(None, together.gather(failure)), None))
+            if failure is not None:
+                failures[candidate] = failure
                 continue
             self._set_aside(failures, candidate)
             return restored
@@ -166,13 +171,14 @@ class Checkpoints:
     def _set_aside(self, failures: Mapping[int, str], taken: int) -> None:
         for step, reason in failures.items():
             folder = self._workdir / _FOLDER / str(step)
-            if jax.process_index() == 0:
+            if together.first():
                 folder.rename(folder.with_name(f"{step}.unreadable"))
             logging.getLogger(__name__).warning(
                 "checkpoint of step %d cannot be read (%s) and is now called %d.unreadable; going on from step %d",
                 step, reason, step, taken,
             )  # fmt: skip
         if failures:
+            together.share(None)
             self._manager.reload()
 
 

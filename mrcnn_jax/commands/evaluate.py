@@ -12,6 +12,7 @@ from mrcnn_jax.data import sources
 from mrcnn_jax.errors import UserError
 from mrcnn_jax.evaluation.results import write_json
 from mrcnn_jax.evaluation.run import Evaluator
+from mrcnn_jax.hosts import agreement, together
 from mrcnn_jax.models.build import build
 
 
@@ -48,12 +49,15 @@ def run(config: ConfigDict | None, workdir: Path | None, checkpoint: Path | None
             f"{path} knows the classes {_some(c.name for c in categories)}, the data set has {_some(dataset.classes)}: "
             "score it on the classes that it was trained on"
         )
+    distributed.check_devices()
+    agreement.same_data(experiment.data.root, validation=dataset)
+    agreement.same_weights(variables, model)
     mesh = distributed.make_mesh()
     variables = distributed.replicate(variables, mesh)
     metrics = Evaluator(build(model), dataset, experiment, mesh)(variables, out_dir=workdir)
     for kind, figures in metrics.items():
         print(f"{kind}\n{figures.table()}")
-    if json_path:
+    if json_path and together.first():
         write_json({kind: figures.to_dict() for kind, figures in metrics.items()}, json_path)
 
 

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from mrcnn_jax import distributed
 from mrcnn_jax.errors import UserError
+from mrcnn_jax.hosts import together
 from mrcnn_jax.train import train
 from mrcnn_jax.visualize import curves
 
@@ -15,7 +16,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, float]:
     """Train, evaluate at the end, and draw the curves. Called again, it goes on where it stopped."""
     distributed.split_cpu(config.train.cpu_devices)
     figures = _stages(config)(config, workdir)
-    for metrics in sorted(workdir.glob("**/metrics.csv")):
+    for metrics in sorted(workdir.glob("**/metrics.csv")) if together.first() else ():
         curves(metrics, metrics.parent / "curves.png")
     return figures
 
@@ -23,6 +24,8 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, float]:
 def _stages(config: ConfigDict) -> Callable[[ConfigDict, Path], dict[str, float]]:
     if config.svm.fit and config.alternating:
         raise UserError("config.svm.fit and config.alternating are two ways to train: set one of them to False")
+    if together.several() and (config.svm.fit or config.alternating):
+        raise UserError("config.svm.fit and config.alternating are for one host: run the command on one of them alone")
     if config.svm.fit:
         from mrcnn_jax.fitting.stages import train_with_svms
 

@@ -47,7 +47,9 @@ def variants(dataset: Dataset, config: ConfigDict, batch_size: int) -> Iterator[
         own = config.copy_and_resolve_references().unlock()
         own.model.preprocess.update({"short_side": short_side, "max_size": round(rules.max_size * factor)})
         own.data.buckets = tuple(tuple(-(-round(side * factor) // 32) * 32 for side in b) for b in config.data.buckets)
-        loaders.append(pipeline.eval_loader(dataset, own, batch_size, members=members))
+        loaders.append(
+            pipeline.eval_loader(dataset, own, batch_size, jax.process_index(), jax.process_count(), members)
+        )
     with ExitStack() as stack:
         for loader in loaders:
             stack.enter_context(closing(loader))

@@ -11,12 +11,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from mrcnn_jax import distributed
 from mrcnn_jax.conventions import Rule
 from mrcnn_jax.data.dataset import Dataset
 from mrcnn_jax.errors import UserError
 from mrcnn_jax.evaluation.coco_metrics import Backend, Kind, Metrics
 from mrcnn_jax.evaluation.metrics import Metric, score, scored_kinds
 from mrcnn_jax.evaluation.results import coco_results, rescale, write_json
+from mrcnn_jax.hosts import together
 from mrcnn_jax.interruption import leave_to_main_process
 from mrcnn_jax.progress import Progress
 from mrcnn_jax.types import Batch, Detections
@@ -46,12 +48,14 @@ def evaluate(
     anything is found in it. A kind of which the data set has no annotation, or that the metric does not compare, is
     left out, and told.
 
+    Over several hosts each detects in its share of the images; the first one scores them, and the others get ({}, []).
+
     With `out_dir`, `predictions_<kind>.json` (COCO results, which `mrcnn score` scores alike) and `metrics.json` are
     written.
 
     Args:
         detected: batches, and what was found in them in pixels of the padded images, on the device or not: every image
-            of `dataset` once; rows that are not `valid` are passed over.
+            of `dataset` once, on one of the hosts; rows that are not `valid` are passed over.
         dataset: ground truth and categories.
         kinds: what to score.
         metric: whose figures; `backend` and `max_detections` are for COCO's.
@@ -79,7 +83,7 @@ def evaluate(
             detections = detections.replace(masks=None)
         if "keypoints" not in kinds:
             detections = detections.replace(keypoints=None)
-        found = jax.device_get(detections)
+        found = distributed.fetch(detections)
         for row in np.flatnonzero(np.asarray(batch.valid)):
             image_id, original = int(batch.image_id[row]), np.asarray(batch.original_size[row]).tolist()
             if image_id in seen or image_id not in expected:
@@ -94,7 +98,7 @@ def evaluate(
                 backlog.append((image_id, task))
         drain(8 * num_workers)
         if bar:
-            bar.update(len(seen))
+            bar.update(min(len(seen) * jax.process_count(), len(ids)))
 
     def drain(limit: int) -> None:
         """Waits until at most `limit` images are with the workers, so that a fast device cannot fill the memory."""
@@ -123,10 +127,10 @@ def evaluate(
             f"one of {num_workers} evaluation processes died (out of memory, or started from a script without "
             "`if __name__ == '__main__':`): use config.eval.num_workers=0"
         ) from None
-    if len(seen) < len(ids):
-        missing = sorted(expected - seen)
-        raise ValueError(f"{len(missing)} of {len(ids)} images never came: {missing[:10]}")
-
+    everybody = together.gather(list(results.items()))
+    if not together.first():
+        return {}, []
+    results = _joined(everybody, expected)
     flat = [result for image_id in ids for result in results[image_id]]
     metrics = {}
     for kind in kinds:
@@ -137,6 +141,18 @@ def evaluate(
     if out_dir:
         write_json({kind: m.to_dict() for kind, m in metrics.items()}, Path(out_dir) / "metrics.json")
     return metrics, flat
+
+
+def _joined(everybody: Iterable[Iterable[tuple[int, list[dict]]]], expected: set[int]) -> dict[int, list[dict]]:
+    """The results of all hosts by image id: each image once, none without having been looked at."""
+    results = {}
+    for image_id, found in (pair for host in everybody for pair in host):
+        if image_id in results:
+            raise ValueError(f"image {image_id} came twice")
+        results[image_id] = found
+    if missing := sorted(expected - results.keys()):
+        raise ValueError(f"{len(missing)} of {len(expected)} images never came: {missing[:10]}")
+    return results
 
 
 def _of_kind(result: dict, kind: str) -> dict:

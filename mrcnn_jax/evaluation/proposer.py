@@ -31,13 +31,14 @@ class Proposer:
     def __call__(self, variables: dict, dataset: Dataset) -> Iterator[tuple[int, Proposals]]:
         """Image id and proposals of every image once, by bucket: in pixels of the original image, best first.
 
-        Scores are logits. The device works on a batch while the host fetches the one before.
+        Over several hosts each yields those of its own images. Scores are logits. The device works on a batch while
+        the host fetches the one before.
 
         Raises:
             UserError: the model has no RPN, or an image cannot be read.
         """
         batch_size = distributed.fill_devices(self._config.eval.batch_size, self._mesh)
-        loader = pipeline.eval_loader(dataset, self._config, batch_size)
+        loader = pipeline.eval_loader(dataset, self._config, batch_size, jax.process_index(), jax.process_count())
         running = None
         try:
             for batch in loader:
@@ -61,7 +62,7 @@ def with_num_proposals(config: ConfigDict, num: int) -> ConfigDict:
 
 
 def _of_images(batch: Batch, found: Proposals) -> Iterator[tuple[int, Proposals]]:
-    found = jax.device_get(found)
+    found = distributed.fetch(found)
     for row in np.flatnonzero(np.asarray(batch.valid)):
         one = jax.tree.map(lambda leaf, row=row: leaf[row], found)
         size, original = np.asarray(batch.size[row]), np.asarray(batch.original_size[row])
