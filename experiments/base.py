@@ -39,6 +39,10 @@ def experiment(name: str, model: ConfigDict) -> ConfigDict:
     config.train = ConfigDict({
         "batch_size": 16, "steps": 90_000, "accumulate": 1, "ema": 0.0, "log_every": 20, "eval_every": 10_000,
         "save_every": 5_000, "keep_last": 2,
+        # The ids of every batch's images are written to WORKDIR/images.
+        "log_images": False,
+        # A run in which nothing happens for so long ends itself and shows where it stood.
+        "stall_minutes": 30.0,
         # As how many devices a CPU counts: its cores then work side by side.
         "cpu_devices": 1,
         # Weights to start from: a run's folder, a checkpoint, or a ResNet in an .npz. Empty: random.

@@ -81,7 +81,7 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
         if place is not None:
             from mrcnn_jax.distributed import joined
 
-            with joined(place, options.wait):
+            with joined(place, float(options.wait)):
                 return _with_config(options, overrides, command)
     return _with_config(options, overrides, command)
 

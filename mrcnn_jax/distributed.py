@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mrcnn_jax import __version__
@@ -38,6 +37,8 @@ def joined(place: Place | None, wait: float) -> Iterator[None]:
     versions = {name: version(name) for name in ("jax", "jaxlib", "flax", "numpy", "orbax-checkpoint")}
     versions = {"mrcnn_jax": __version__, "Python": platform.python_version().rpartition(".")[0]} | versions
     service = together.join(place, versions, wait)
+    # Its handler of SIGTERM would take the place of `Interruption`'s.
+    jax.config.update("jax_enable_preemption_service", False)
     rank = together.rank_on_machine()
     jax.distributed.initialize(
         service, place.count, place.index, initialization_timeout=int(wait) + 1,
@@ -59,11 +60,6 @@ def joined(place: Place | None, wait: float) -> Iterator[None]:
 def _part() -> None:
     jax.distributed.shutdown()
     together.leave()
-
-
-def agreed_to_stop() -> Callable[[int], bool] | None:
-    """For `Interruption`: whether, a SIGTERM having come to one host, all stop at this count. None on one host."""
-    return multihost_utils.reached_preemption_sync_point if jax.process_count() > 1 else None
 
 
 def check_devices() -> None:

@@ -3,8 +3,10 @@
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+
+from mrcnn_jax.hosts.stop import Stop
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _TOLD = b"\nstopping and saving; once more to end at once, without saving\n"
@@ -15,12 +17,6 @@ _SHOW_CURSOR = b"\x1b[?25h"
 def leave_to_main_process() -> None:
     """For worker processes, which Ctrl-C reaches too: the first is the main process's affair, a second ends them."""
     signal.signal(signal.SIGINT, lambda *_: signal.signal(signal.SIGINT, signal.SIG_DFL))
-
-
-def _as_termination(number: int, frame: object) -> None:
-    signal.signal(number, signal.SIG_DFL)
-    os.write(2, _TOLD)
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -42,24 +38,20 @@ class Interruption:
     What is `held` is not left half-way: a signal that comes meanwhile is raised at its end. Afterwards the handlers are
     those of before. In another thread than the main one, which alone may set handlers, signals do what they always did.
 
-    Over several hosts a signal to one of them raises `Interrupted` on all, at the end of the same `held` or at the same
-    `check`: each host has to come to these in the same order. `agreed` is then asked, with how often it was asked,
-    whether all hosts stop here (`distributed.agreed_to_stop`).
+    Over several hosts (`several` is how they stop) a signal to one of them raises `Interrupted` on all, at the end of
+    the same `held` or at the same `check`: each host has to come to these in the same order.
     """
 
-    def __init__(self, agreed: Callable[[int], bool] | None = None) -> None:
+    def __init__(self, several: Stop | None = None) -> None:
+        self._several = several
+        self._checks = 0
         self._previous = {}
         self._held = False
         self._received: int | None = None
-        self._agreed = agreed
-        self._checks = 0
 
     def __enter__(self) -> "Interruption":
         if threading.current_thread() is threading.main_thread():
-            # SIGTERM is JAX's, which makes it known to all hosts.
-            one = self._agreed is None
-            handlers = dict.fromkeys(_SIGNALS, self._receive) if one else {signal.SIGINT: _as_termination}
-            self._previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+            self._previous = {number: signal.signal(number, self._receive) for number in _SIGNALS}
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -75,15 +67,16 @@ class Interruption:
             yield
         finally:
             self._held = False
-        if self._received is not None:
+        if self._several is not None:
+            self.check()
+        elif self._received is not None:
             raise Interrupted(self._received)
-        self.check()
 
     def check(self) -> None:
-        """Raises `Interrupted` if hosts have agreed to stop here; on one host a signal does not wait for it."""
+        """Raises `Interrupted` where all hosts stop; on one host a signal does not wait for it."""
         self._checks += 1
-        if self._agreed is not None and self._agreed(self._checks):
-            raise Interrupted(signal.SIGTERM)
+        if self._several is not None and self._several.reached(self._checks):
+            raise Interrupted(self._received or signal.SIGTERM)
 
     def _receive(self, number: int, frame: object) -> None:
         # The system's own handling: Python would run a handler only once XLA, which may compile for minutes, returns.
@@ -92,5 +85,7 @@ class Interruption:
         # Not `print`: the signal may have come in the middle of one.
         os.write(2, _TOLD + _SHOW_CURSOR * os.isatty(2))
         self._received = number
-        if not self._held:
+        if self._several is not None:
+            self._several.ask()
+        elif not self._held:
             raise Interrupted(number)

@@ -20,6 +20,8 @@ from mrcnn_jax.errors import UserError
 from mrcnn_jax.evaluation.metrics import best_figure
 from mrcnn_jax.evaluation.run import Evaluator, headline
 from mrcnn_jax.hosts import agreement, together
+from mrcnn_jax.hosts.stall import Watch
+from mrcnn_jax.image_log import ImageLog
 from mrcnn_jax.interruption import Interrupted, Interruption
 from mrcnn_jax.metrics_writer import MetricsWriter
 from mrcnn_jax.models import zoo
@@ -108,19 +110,26 @@ def train(config: ConfigDict, workdir: Path, *, log: Callable[[str], None] = pri
             "run the command again"
         )
 
-    def score() -> dict[str, float]:
-        return together.share(headline(evaluator(state.evaluated(), workdir, between=interruption.check)))
+    def score(between: Callable[[], None]) -> dict[str, float]:
+        return together.share(headline(evaluator(state.evaluated(), workdir, between=between)))
 
     total, figures = config.train.steps, {}
     window = _Window(config.train.batch_size, minutes=writer.last("minutes"))
-    interruption = Interruption(distributed.agreed_to_stop())
+    interruption = Interruption(together.stop())
     batches = loader(start)
     if batches.num_skipped:
         log(
             f"{batches.num_skipped:,} of {batches.num_skipped + batches.num_images:,} training images are left out, "
             f"which do not have {pipeline.wanted(config)}"
         )
-    with interruption, Progress("train", total, start) as progress, closing(batches):
+    images = ImageLog(workdir, start, enabled=config.train.log_images)
+    watch = Watch(config.train.stall_minutes, workdir / f"stall_host_{jax.process_index()}.txt")
+
+    def between_batches() -> None:
+        watch.alive(f"a batch of the evaluation at step {int(state.step)}")
+        interruption.check()
+
+    with interruption, watch, Progress("train", total, start) as progress, closing(batches), closing(images):
         try:
             for done, batch in zip(range(start + 1, total + 1), batches, strict=False):
                 log_now, evaluate_now, save_now = (
@@ -128,6 +137,8 @@ def train(config: ConfigDict, workdir: Path, *, log: Callable[[str], None] = pri
                     for every in (config.train.log_every, config.train.eval_every, config.train.save_every)
                 )
                 # A signal falls before the step or after it, where `state` can be saved.
+                watch.alive(f"step {done - 1}")
+                images.write(done, batch.image_id)
                 with interruption.held():
                     state, metrics = step_fn(state, distributed.shard(batch, mesh))
                     window.add(metrics)
@@ -138,7 +149,7 @@ def train(config: ConfigDict, workdir: Path, *, log: Callable[[str], None] = pri
                         writer.write(done, means)
                         progress.update(done, f"loss {means['loss']:.3f}  {means['images_per_second']:.1f} images/s")
                 if evaluate_now:
-                    figures = score()
+                    figures = score(between_batches)
                     writer.write(done, figures)
                     shown = (
                         f"{name} {value:.3f}" for name, value in figures.items() if name.endswith("/AP") or name == best
@@ -156,7 +167,7 @@ def train(config: ConfigDict, workdir: Path, *, log: Callable[[str], None] = pri
             saved = f"stopped at step {step}, saved in {workdir}: run the same command to go on"
             raise Interrupted(stop.signal, saved) from None
     if not figures:
-        figures = score()
+        figures = score(lambda: None)
     checkpoints.close()
     minutes = writer.last("minutes")
     writer.close()
@@ -168,6 +179,8 @@ def _check_numbers(config: ConfigDict) -> None:
         value = config.train[key]
         if value is None or value < 1:
             raise UserError(f"config.train.{key}={value}: give 1 or more")
+    if not config.train.stall_minutes > 0:
+        raise UserError(f"config.train.stall_minutes={config.train.stall_minutes}: give more than 0")
     if config.seed is None or config.seed < 0:
         raise UserError(f"config.seed={config.seed}: give 0 or more")
 

@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from mrcnn_jax.hosts.stop import Stop
 from mrcnn_jax.interruption import Interrupted, Interruption
 
 BOTH = (signal.SIGINT, signal.SIGTERM)
@@ -86,33 +87,37 @@ def test_nothing_is_changed_in_another_thread():
     assert inside == [before]
 
 
-def test_several_hosts_stop_where_they_agreed_to_and_leave_sigterm_to_jax():
-    asked = []
+class Hosts(Stop):
+    """All stop at the third place."""
 
-    def agreed(count):
-        asked.append(count)
+    def __init__(self):
+        self.asked, self.counts = 0, []
+
+    def ask(self):
+        self.asked += 1
+
+    def reached(self, count):
+        self.counts.append(count)
         return count == 3
 
-    before = signal.getsignal(signal.SIGTERM)
-    with Interruption(agreed) as interruption:
-        assert signal.getsignal(signal.SIGTERM) is before
+
+def test_several_hosts_stop_where_they_agreed_to():
+    hosts = Hosts()
+    with Interruption(hosts) as interruption:
         with interruption.held():
-            pass
+            signal.raise_signal(signal.SIGINT)
+        assert hosts.asked == 1
         interruption.check()
         with pytest.raises(Interrupted) as stop, interruption.held():
-            asked.append("held to its end")
+            hosts.counts.append("held to its end")
+    assert stop.value.signal == signal.SIGINT
+    assert hosts.counts == [1, 2, "held to its end", 3]
+
+
+def test_hosts_that_got_no_signal_stop_too():
+    with Interruption(Hosts()) as interruption:
+        interruption.check()
+        interruption.check()
+        with pytest.raises(Interrupted) as stop:
+            interruption.check()
     assert stop.value.signal == signal.SIGTERM
-    assert asked == [1, 2, "held to its end", 3]
-
-
-def test_ctrl_c_on_one_of_several_hosts_is_a_sigterm_and_once_more_ends_it():
-    code = (
-        "import os, signal, time; from mrcnn_jax.interruption import Interruption\n"
-        "signal.signal(signal.SIGTERM, lambda *_: print('term', flush=True))\n"
-        "with Interruption(lambda count: False):\n"
-        "    signal.raise_signal(signal.SIGINT); time.sleep(0.1)\n"
-        "    signal.raise_signal(signal.SIGINT)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (-signal.SIGINT, "term\n")
-    assert "stopping and saving" in done.stderr

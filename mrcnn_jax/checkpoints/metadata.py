@@ -22,6 +22,8 @@ MAY_CHANGE = (
     "eval.",
     "train.steps",
     "train.log_every",
+    "train.log_images",
+    "train.stall_minutes",
     "train.eval_every",
     "train.save_every",
     "train.keep",

@@ -4,6 +4,7 @@
     WORKDIR/checkpoints/1200/state     arrays of the train state
                             /data      where the data iterator stands
                             /metadata  the same as metadata.json, so that a step's folder can be moved and used alone
+                            /checksums of every array and of the metadata
                             /metrics   what evaluation gave at this step, if it ran
 
 Orbax writes each step under a temporary name and renames it when all of it is on disk.
@@ -24,6 +25,7 @@ from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from mrcnn_jax import disk_space
+from mrcnn_jax.checkpoints import checksums
 from mrcnn_jax.checkpoints.metadata import config_to_dict, require_same_experiment, write
 from mrcnn_jax.errors import UserError
 from mrcnn_jax.hosts import together
@@ -70,6 +72,9 @@ class Checkpoints:
             self._workdir.mkdir(parents=True, exist_ok=True)
             if together.first():
                 write(self._workdir / "metadata.json", self._metadata)
+                _mend_figures(self._workdir / _FOLDER)
+            # Before any host looks at them.
+            together.share(None)
             self._manager = _manager(self._workdir / _FOLDER, keep_last, best_metric)
 
     def save(
@@ -96,6 +101,7 @@ class Checkpoints:
                     state=ocp.args.StandardSave(state),
                     data=ocp.args.JsonSave(dict(data_state)),
                     metadata=ocp.args.JsonSave(self._metadata),
+                    checksums=ocp.args.JsonSave(_checksums(state, self._metadata, dict(data_state))),
                 ),
                 metrics={name: float(value) for name, value in (metrics or {}).items()},
             )
@@ -166,7 +172,10 @@ class Checkpoints:
             step,
             args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), data=ocp.args.JsonRestore()),
         )
-        return Restored(items["state"], dict(items["data"]), step)
+        data_state = dict(items["data"])
+        found = checksums.of_arrays(items["state"]) | {"data": checksums.of_text(data_state)}
+        checksums.require(found, _saved_checksums(self._workdir / _FOLDER / str(step)))
+        return Restored(items["state"], data_state, step)
 
     def _set_aside(self, failures: Mapping[int, str], taken: int) -> None:
         for step, reason in failures.items():
@@ -210,6 +219,7 @@ def load_params(path: str | Path) -> tuple[Any, Any, dict[str, Any]]:
                     partial_restore=True,
                 ),
             )
+        checksums.require(checksums.of_arrays(arrays), _saved_checksums(folder))
     except Exception as error:
         raise UserError(
             f"{folder} cannot be read as a checkpoint ({_first_line(error)}): give another step's folder or a new copy"
@@ -231,12 +241,14 @@ def save_params(path: str | Path, params: Any, batch_stats: Any, metadata: Mappi
     folder = Path(path).absolute()
     if folder.exists():
         raise UserError(f"{folder} exists already: choose another folder, or delete it")
+    state = {"params": params, "batch_stats": batch_stats}
     with _told_to_the_user(folder), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
         writer.save(
             folder,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave({"params": params, "batch_stats": batch_stats}),
+                state=ocp.args.StandardSave(state),
                 metadata=ocp.args.JsonSave(dict(metadata)),
+                checksums=ocp.args.JsonSave(_checksums(state, metadata, {})),
             ),
         )
 
@@ -307,7 +319,30 @@ def _newest_metadata(steps: list[Path]) -> dict[str, Any] | None:
 
 
 def _read_metadata(step_folder: Path) -> dict[str, Any]:
-    return json.loads((step_folder / "metadata" / "metadata").read_text())
+    metadata = json.loads((step_folder / "metadata" / "metadata").read_text())
+    checksums.require({"metadata": checksums.of_text(metadata)}, _saved_checksums(step_folder))
+    return metadata
+
+
+def _checksums(state: Any, metadata: Mapping[str, Any], data_state: Mapping[str, Any]) -> dict[str, int]:
+    texts = {"metadata": checksums.of_text(metadata), "data": checksums.of_text(data_state)}
+    return checksums.of_arrays(state) | texts
+
+
+def _saved_checksums(step_folder: Path) -> dict[str, int]:
+    """Those of a checkpoint; none where a version wrote it that knew none."""
+    file = step_folder / "checksums" / "metadata"
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+def _mend_figures(folder: Path) -> None:
+    """Empties figures that cannot be read any more, at which Orbax would stop: the arrays may be well."""
+    for file in folder.glob("*/metrics/metrics"):
+        try:
+            json.loads(file.read_text())
+        except ValueError:
+            logging.getLogger(__name__).warning("%s is damaged: this checkpoint's figures are forgotten", file)
+            file.write_text("{}")
 
 
 @contextmanager

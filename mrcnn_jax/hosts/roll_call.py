@@ -17,7 +17,7 @@ from mrcnn_jax.hosts.line import SHORT, Line
 from mrcnn_jax.hosts.place import Place
 
 # Seconds within which a connection has to say who it is.
-_INTRODUCTION = 10
+_INTRODUCTION = 10.0
 
 
 class Everywhere(UserError):
@@ -99,6 +99,8 @@ def _host(place: Place, own: dict, wait: float) -> Meeting:
     listener.close()
     if problem is not None:
         _tell(everybody, {"error": problem})
+        for line in everybody:
+            line.close()
         raise Everywhere(problem)
 
     names = (own["name"], *(guests[index].name for index in range(1, place.count)))
@@ -139,9 +141,13 @@ def _objection(guest: _Guest, guests: Mapping[int, _Guest], own: dict) -> str | 
 
 def _admit(listener: socket.socket, arrived: "queue.Queue[_Guest | None]") -> None:
     """Takes whoever comes until the listener is closed, and lets each introduce itself in its own time."""
+    # A thread that waits in `accept` would not notice that another closes the socket.
+    listener.settimeout(0.2)
     while True:
         try:
             connection, _ = listener.accept()
+        except TimeoutError:
+            continue
         except OSError:
             return
         threading.Thread(target=_introduce, args=(connection, arrived), daemon=True).start()
@@ -165,14 +171,16 @@ def _visit(place: Place, own: dict, wait: float) -> Meeting:
         line.send(own)
         # The first host may have begun to wait later than this one.
         answer = line.receive(2**20, until - time.monotonic() + wait)
-        if "error" in answer:
-            raise Everywhere(str(answer["error"]))
-        return Meeting({0: line}, tuple(answer["names"]), str(answer["service"]))
+        if "error" not in answer:
+            return Meeting({0: line}, tuple(answer["names"]), str(answer["service"]))
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        line.close()
         raise UserError(
             f"what listens at {place.coordinator} is not the first host of this run, or it has ended "
             f"({type(error).__name__}): look at its output, or choose another port in --coordinator"
         ) from None
+    line.close()
+    raise Everywhere(str(answer["error"]))
 
 
 def _call(place: Place, until: float) -> Line:

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from mrcnn_jax.hosts.line import Line
 from mrcnn_jax.hosts.place import WAIT, Place
 from mrcnn_jax.hosts.roll_call import Everywhere, meet, title
+from mrcnn_jax.hosts.stop import Stop
 
 # The exit status where another host was lost, or all stood still: nothing is wrong with the command, run it again.
 TRY_AGAIN = 75
@@ -25,7 +26,7 @@ _FAREWELL = 5
 _crew: "_Crew | None" = None
 
 
-def join(place: Place, versions: Mapping[str, str], wait: float = WAIT) -> str:
+def join(place: Place, versions: Mapping[str, str], wait: float = float(WAIT)) -> str:
     """Meets the other hosts, and listens to them from then on; returns where JAX's runtime is to meet.
 
     Raises:
@@ -45,6 +46,11 @@ def first() -> bool:
 def several() -> bool:
     """Whether there are other hosts."""
     return _crew is not None
+
+
+def stop() -> Stop | None:
+    """How a signal to one host ends all; None on one host."""
+    return None if _crew is None else _crew.stop
 
 
 def rank_on_machine() -> int | None:
@@ -121,6 +127,7 @@ class _Crew:
         self._left = {other: threading.Event() for other in lines}
         self._ending = threading.Lock()
         self._leaving = False
+        self.stop = Stop(index, len(names), self._send)
         for other, line in lines.items():
             threading.Thread(target=self._listen, args=(other, line), daemon=True).start()
 
@@ -175,7 +182,9 @@ class _Crew:
                     )
                     self.end(gone, TRY_AGAIN, tell=self.index == 0)
                 return
-            if "error" in message:
+            if "stop" in message:
+                self.stop.receive(other, message)
+            elif "error" in message:
                 self._left[other].set()
                 self.end(str(message["error"]), int(message["status"]), tell=self.index == 0)
             elif "bye" in message:

@@ -1,0 +1,127 @@
+"""Two hosts do what one does: the same training, the same figures, each image once, whatever comes in between."""
+
+import csv
+import os
+import re
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "scripts"))
+import local_hosts
+
+from mrcnn_jax.checkpoints.state import load_params
+from mrcnn_jax.config_files import load_config
+from mrcnn_jax.train import train
+
+CONFIG = str(Path(__file__).parents[1] / "scripts" / "tiny_hosts.py")
+# Two epochs of 100 images in batches of 4; a run is stopped some steps after its first figures.
+STEPS, HALF, IMAGES = 50, 28, 100
+KEYS = (
+    f"train.steps={STEPS}", f"train.eval_every={HALF}", "train.save_every=5", "train.log_images=True",
+    f"data.num_train={IMAGES}",
+)  # fmt: skip
+
+
+def start(workdir: Path, logs: Path, *keys: str):
+    arguments = ["train", f"--config={CONFIG}", f"--workdir={workdir}", *(f"--config.{key}" for key in (*KEYS, *keys))]
+    env = os.environ | {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
+    return local_hosts.start(2, [*arguments, "--config.train.cpu_devices=2"], logs, env)
+
+
+def rows(workdir: Path) -> dict[int, dict[str, str]]:
+    with (workdir / "metrics.csv").open() as file:
+        return {int(row["step"]): row for row in csv.DictReader(file)}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """One host of four devices, not interrupted."""
+    workdir = tmp_path_factory.mktemp("alone")
+    train(load_config(CONFIG, KEYS), workdir, log=lambda line: None)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory):
+    """Two hosts of two devices until one gets a SIGTERM, then one host of four to the end."""
+    workdir, logs = tmp_path_factory.mktemp("two"), tmp_path_factory.mktemp("logs")
+    hosts = start(workdir, logs)
+    until = time.monotonic() + 400
+    while not (workdir / "metrics.json").exists():
+        assert time.monotonic() < until
+        assert all(host.poll() is None for host in hosts), (logs / "host_0.log").read_text()
+        time.sleep(0.05)
+    hosts[1].send_signal(signal.SIGTERM)
+    statuses = [host.wait(120) for host in hosts]
+    stopped = max(int(step.name) for step in (workdir / "checkpoints").iterdir())
+    train(load_config(CONFIG, KEYS), workdir, log=lambda line: None)
+    return workdir, logs, statuses, stopped
+
+
+def test_a_sigterm_to_one_ends_both_after_the_same_step(interrupted):
+    workdir, logs, statuses, stopped = interrupted
+    assert statuses == [143, 143]
+    assert HALF <= stopped < STEPS
+    for index in range(2):
+        assert f"stopped at step {stopped}, saved in {workdir}" in (logs / f"host_{index}.log").read_text()
+    # The first host alone tells how far it is.
+    assert f"step {HALF}: box/AP" in (logs / "host_0.log").read_text()
+    assert f"step {HALF}" not in (logs / "host_1.log").read_text()
+
+
+def test_losses_figures_and_parameters_are_those_of_one_host(alone, interrupted):
+    workdir = interrupted[0]
+    one, two = rows(alone), rows(workdir)
+    np.testing.assert_allclose(
+        [float(two[step]["loss"]) for step in one], [float(row["loss"]) for row in one.values()], rtol=1e-5
+    )
+    for name in ("box/AP", "box/AP50", "mask/AP", "mask/AR100"):
+        assert one[HALF][name] == two[HALF][name]
+    for mine, theirs in zip(
+        *(jax.tree.leaves(load_params(w / "checkpoints" / str(STEPS))[0]) for w in (alone, workdir)), strict=True
+    ):
+        np.testing.assert_allclose(mine, theirs, atol=1e-5)
+
+
+def test_every_image_of_an_epoch_is_seen_once(alone, interrupted):
+    workdir, _, _, stopped = interrupted
+    names = sorted(file.name for file in (workdir / "images").iterdir())
+    assert names == ["from_0_host_0_of_2.csv", "from_0_host_1_of_2.csv", f"from_{stopped}_host_0_of_1.csv"]
+    seen, expected = seen_images(workdir), seen_images(alone)
+    assert seen == expected
+    for epoch in (range(1, 26), range(26, 51)):
+        images = [image for step in epoch for image in seen[step]]
+        assert len(images) == len(set(images)) == IMAGES
+
+
+def seen_images(workdir: Path) -> dict[int, list[int]]:
+    """The ids of each step's images, those of the first host first."""
+    seen = {}
+    for file in sorted((workdir / "images").iterdir()):
+        for line in file.read_text().splitlines():
+            step, *ids = map(int, line.split(","))
+            seen.setdefault(step, []).extend(ids)
+    return seen
+
+
+def test_hosts_that_train_differently_are_told_before_they_start(tmp_path):
+    port = local_hosts.free_port()
+    keys = ("optimizer.learning_rate=0.5", "data.num_train=22")
+    hosts = [
+        local_hosts.one(index, 2, port, ["train", f"--config={CONFIG}", f"--workdir={tmp_path}", *extra], tmp_path)
+        for index, extra in enumerate(([], [f"--config.{key}" for key in keys]))
+    ]
+    assert [host.wait(120) for host in hosts] == [2, 2]
+    name = re.escape(socket.gethostname())
+    for index in range(2):
+        told = (tmp_path / f"host_{index}.log").read_text()
+        assert re.search(
+            rf"config.optimizer.learning_rate differs: .* on host 0 \({name}\), 0.5 on host 1 \({name}\)", told
+        )
