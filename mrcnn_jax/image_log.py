@@ -1,9 +1,10 @@
 """Which images each step of training saw, for those who want to count them."""
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import jax
+import numpy as np
+from jaxtyping import Int
 
 
 class ImageLog:
@@ -21,10 +22,10 @@ class ImageLog:
             name = f"from_{step}_host_{jax.process_index()}_of_{jax.process_count()}.csv"
             self._file = (folder / name).open("w", buffering=1)
 
-    def write(self, step: int, image_ids: Iterable[int]) -> None:
+    def write(self, step: int, image_ids: Int[np.ndarray, " b"]) -> None:
         """One line."""
         if self._file is not None:
-            self._file.write(",".join(map(str, (step, *image_ids))) + "\n")
+            self._file.write(",".join(map(str, (step, *image_ids.tolist()))) + "\n")
 
     def close(self) -> None:
         """Nothing is written from here on."""

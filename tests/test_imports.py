@@ -18,7 +18,9 @@ MODULES = sorted(module.name for module in pkgutil.walk_packages([str(ROOT)], "m
 ALLOWED = {
     "mrcnn_jax.types": (),
     "mrcnn_jax.errors": (),
-    "mrcnn_jax.interruption": (),
+    "mrcnn_jax.interruption": ("mrcnn_jax.hosts.stop",),
+    "mrcnn_jax.hosts.stop": (),
+    "mrcnn_jax.hosts.line": (),
     "mrcnn_jax.ops": ("mrcnn_jax.types",),
     "mrcnn_jax.nn": ("mrcnn_jax.types",),
     "mrcnn_jax.models": ("mrcnn_jax.types", "mrcnn_jax.errors", "mrcnn_jax.ops", "mrcnn_jax.nn"),
