@@ -179,8 +179,12 @@ def _require_all_readable(workdir: Path) -> None:
 
 
 def _arrays(step: Path) -> dict[str, np.ndarray]:
-    with ocp.StandardCheckpointer() as reader:
-        tree = reader.restore(step / "state")
+    """Every array of a checkpoint by its path, whatever devices it is from."""
+    handler = ocp.PyTreeCheckpointHandler()
+    with ocp.Checkpointer(handler) as reader:
+        tree = handler.metadata(step / "state").tree
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        tree = reader.restore(step / "state", args=ocp.args.PyTreeRestore(restore_args=as_numpy))
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 

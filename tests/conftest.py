@@ -17,3 +17,16 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 _CACHE = os.environ.get("MRCNN_TEST_CACHE", str(Path(__file__).parent.parent / ".cache" / "jax"))
 jax.config.update("jax_compilation_cache_dir", _CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+# The longest first, so that at the end no process is left with one of them alone.
+_LONGEST = (
+    "test_several_hosts", "test_train", "test_commands", "test_rcnn", "test_stages", "test_names", "test_bad_input",
+    "test_parity", "test_family", "test_propose", "test_proposals", "test_benchmark", "test_roi_align",
+    "test_stablehlo",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    """Files keep together, and each its order."""
+    places = {name: place for place, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))

@@ -4,6 +4,7 @@ The first host listens at the coordinator's address, and the others come and say
 is JAX's runtime started, which by itself aborts a process with a stack of addresses where one does not come.
 """
 
+import os
 import queue
 import socket
 import threading
@@ -49,7 +50,7 @@ def meet(place: Place, versions: Mapping[str, str], wait: float) -> Meeting:
     Args:
         place: which of them this is.
         versions: what has to be the same on all, by name.
-        wait: for how many seconds the others are waited for.
+        wait: for how many seconds the others are waited for; a host that has found the first one waits as long again.
 
     Raises:
         Everywhere: a host is missing or comes twice, or they differ in their versions or their number.
@@ -73,7 +74,7 @@ def _host(place: Place, own: dict, wait: float) -> Meeting:
             listener = socket.create_server(("", port), backlog=place.count)
         except OSError as error:
             raise UserError(
-                f"cannot listen at port {port} ({error.strerror}): another run or program uses it; choose another port "
+                f"cannot listen at port {port} ({os.strerror(error.errno or 0)}): another run or program uses it; choose another port "
                 "in --coordinator"
             ) from None
     arrived: queue.Queue[_Guest | None] = queue.Queue()
