@@ -74,8 +74,8 @@ def _host(place: Place, own: dict, wait: float) -> Meeting:
             listener = socket.create_server(("", port), backlog=place.count)
         except OSError as error:
             raise UserError(
-                f"cannot listen at port {port} ({os.strerror(error.errno or 0)}): another run or program uses it; choose another port "
-                "in --coordinator"
+                f"cannot listen at port {port} ({os.strerror(error.errno or 0)}): another run or program uses it; "
+                "choose another port in --coordinator"
             ) from None
     arrived: queue.Queue[_Guest | None] = queue.Queue()
     threading.Thread(target=_admit, args=(listener, arrived), daemon=True).start()
