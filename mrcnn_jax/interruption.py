@@ -1,5 +1,7 @@
 """Ctrl-C and SIGTERM, made to fall between two steps of a loop and not into one."""
 
+import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import threading
@@ -15,8 +17,19 @@ _SHOW_CURSOR = b"\x1b[?25h"
 
 
 def leave_to_main_process() -> None:
-    """For worker processes, which Ctrl-C reaches too: the first is the main process's affair, a second ends them."""
+    """For worker processes, which Ctrl-C reaches too: the first is the main process's affair, a second ends them.
+
+    They also end when the main process is gone, which may have been killed and then cannot see to it.
+    """
     signal.signal(signal.SIGINT, lambda *_: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    multiprocessing.connection.wait([sentinel])
+    os._exit(1)
 
 
 class Interrupted(KeyboardInterrupt):

@@ -1,9 +1,11 @@
 """Signals fall between two steps; a second one ends the process at once."""
 
+import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -121,3 +123,33 @@ def test_hosts_that_got_no_signal_stop_too():
         with pytest.raises(Interrupted) as stop:
             interruption.check()
     assert stop.value.signal == signal.SIGTERM
+
+
+def test_workers_end_with_a_main_process_that_is_killed(tmp_path):
+    code = (
+        "import multiprocessing, os, signal, sys, time\n"
+        "from mrcnn_jax.interruption import leave_to_main_process\n"
+        "def work(file):\n"
+        "    leave_to_main_process(); open(file, 'w').write(str(os.getpid())); time.sleep(60)\n"
+        "if __name__ == '__main__':\n"
+        "    multiprocessing.get_context('spawn').Process(target=work, args=(sys.argv[1],)).start()\n"
+        "    time.sleep(60)\n"
+    )
+    script, file = tmp_path / "script.py", tmp_path / "worker"
+    script.write_text(code)
+    main = subprocess.Popen([sys.executable, script, file])
+    until = time.monotonic() + 30
+    while not (file.exists() and file.read_text()):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    worker = int(file.read_text())
+    os.kill(worker, 0)
+    main.kill()
+    main.wait()
+    while time.monotonic() < until:
+        try:
+            os.kill(worker, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+    raise AssertionError("the worker outlives its main process")
