@@ -175,4 +175,22 @@ def data_parallel(step: Callable, mesh: Mesh, *, batch_outputs: bool = False, do
     if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu":
         # A device's operations would otherwise be spread over all cores, where the other devices' are running too.
         options = {"xla_cpu_multi_thread_eigen": False}
-    return jax.jit(mapped, donate_argnums=0 if donate else (), compiler_options=options)
+    compiled = jax.jit(mapped, donate_argnums=0 if donate else (), compiler_options=options)
+    return compiled if jax.process_count() == 1 else _begun_together(compiled)
+
+
+def _begun_together(program: Callable) -> Callable:
+    """A program that no host begins before all have compiled it.
+
+    One that is ready early would wait in the first collective, which gives up after half a minute on a CPU.
+    """
+    executables: dict[Any, Callable] = {}
+
+    def run(*arguments):
+        shapes = tuple((x.shape, x.dtype) for x in jax.tree.leaves(arguments))
+        if shapes not in executables:
+            executables[shapes] = program.lower(*arguments).compile()
+            together.wait_for_all()
+        return executables[shapes](*arguments)
+
+    return run

@@ -22,10 +22,10 @@ from mrcnn_jax.config_files import load_config
 from mrcnn_jax.train import train
 
 CONFIG = str(Path(__file__).parents[1] / "scripts" / "tiny_hosts.py")
-# Two epochs of 100 images in batches of 4; a run is stopped some steps after its first figures.
-STEPS, HALF, IMAGES = 50, 28, 100
+# Two epochs of 100 images in batches of 4; a run is stopped some steps after its first figures and checkpoint.
+STEPS, FIRST, IMAGES = 50, 20, 100
 KEYS = (
-    f"train.steps={STEPS}", f"train.eval_every={HALF}", "train.save_every=20", "train.keep_last=10",
+    f"train.steps={STEPS}", f"train.eval_every={FIRST}", f"train.save_every={FIRST}", "train.keep_last=10",
     "train.log_images=True",
     f"data.num_train={IMAGES}",
 )  # fmt: skip
@@ -60,7 +60,7 @@ def interrupted(tmp_path_factory):
     workdir, logs = tmp_path_factory.mktemp("two"), tmp_path_factory.mktemp("logs")
     hosts = start(workdir, logs)
     until = time.monotonic() + 400
-    while not (workdir / "metrics.json").exists():
+    while not (workdir / "checkpoints" / str(FIRST)).exists():
         assert time.monotonic() < until
         assert all(host.poll() is None for host in hosts), (logs / "host_0.log").read_text()
         time.sleep(0.05)
@@ -74,23 +74,23 @@ def interrupted(tmp_path_factory):
 def test_a_sigterm_to_one_ends_both_after_the_same_step(interrupted):
     workdir, logs, statuses, stopped = interrupted
     assert statuses == [143, 143]
-    assert HALF <= stopped < STEPS
+    assert FIRST <= stopped < STEPS
     for index in range(2):
         assert f"stopped at step {stopped}, saved in {workdir}" in (logs / f"host_{index}.log").read_text()
     # The first host alone tells how far it is.
-    assert f"step {HALF}: box/AP" in (logs / "host_0.log").read_text()
-    assert f"step {HALF}: box/AP" not in (logs / "host_1.log").read_text()
+    assert f"step {FIRST}: box/AP" in (logs / "host_0.log").read_text()
+    assert f"step {FIRST}: box/AP" not in (logs / "host_1.log").read_text()
 
 
 def test_losses_figures_and_parameters_are_those_of_one_host(alone, interrupted):
     """For twenty steps: at some later one, a proposal is on the other side of a threshold by a rounding."""
     one, two = rows(alone), rows(interrupted[0])
-    losses = [[float(run[step]["loss"]) for step in range(1, 21)] for run in (one, two)]
+    losses = [[float(run[step]["loss"]) for step in range(1, FIRST + 1)] for run in (one, two)]
     np.testing.assert_allclose(*losses, rtol=1e-5)
-    params = [load_params(run / "checkpoints" / "20")[0] for run in (alone, interrupted[0])]
+    params = [load_params(run / "checkpoints" / str(FIRST))[0] for run in (alone, interrupted[0])]
     chex.assert_trees_all_close(*params, atol=1e-5)
     for name in ("box/AP", "box/AP50", "mask/AP", "mask/AR100"):
-        assert one[HALF][name] == two[HALF][name]
+        assert one[FIRST][name] == two[FIRST][name]
 
 
 def test_every_image_of_an_epoch_is_seen_once(alone, interrupted):

@@ -68,6 +68,12 @@ def share(value: Any) -> Any:
     return value if _crew is None else _crew.share(value)
 
 
+def wait_for_all() -> None:
+    """Comes back when every host is here."""
+    gather(None)
+    share(None)
+
+
 def same(values: Mapping[str, Any], remedy: str) -> None:
     """Raises a `UserError` on every host where one of the JSON-able `values` is not the same on all.
 
