@@ -23,7 +23,11 @@ def get_config(mode: str = "") -> ConfigDict:
         "num_train": 22, "num_val": 10, "size": (64, 64), "short_sides": (64,), "max_size": 64, "buckets": ((64, 64),),
     })  # fmt: skip
     config.train.update({"batch_size": 4, "steps": 20, "save_every": 5, "eval_every": 20, "log_every": 1})
-    # As the published recipes; Adam would make updates of its usual size from gradients that are but rounding.
-    config.optimizer.update({"name": "sgd", "learning_rate": 0.02, "weight_decay": 1e-4})
+    # The published recipes' warm-up. With larger updates a rounding soon puts some proposal on the other side of a
+    # threshold, from where two runs part that do the same.
+    config.optimizer.update({
+        "name": "sgd", "learning_rate": 0.02, "weight_decay": 1e-4, "schedule": "step", "milestones": (10_000,),
+        "warmup_steps": 1000, "warmup_factor": 1e-3,
+    })  # fmt: skip
     config.eval.batch_size = 4
     return config.lock()
