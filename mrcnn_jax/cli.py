@@ -24,7 +24,8 @@ _OVERRIDES = "Every key of the experiment can be changed: --config.train.steps=1
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status, after one line for whatever is not 0 or 1.
 
-    0 is well done, 1 that `check` found something wrong, 2 an error, 130 Ctrl-C, and 143 SIGTERM while training.
+    0 is well done, 1 that `check` found something wrong or `plan` a batch that does not fit, 2 an error, 130 Ctrl-C, and
+    143 SIGTERM while training.
     """
     parser = _parser()
     options, overrides = _parse(parser, sys.argv[1:] if arguments is None else list(arguments))
@@ -81,6 +82,10 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
         return 0
     if options.command == "check":
         return command("check")(config, options.images, options.annotations, options.json)
+    if options.command == "plan":
+        return command("plan")(
+            config, options.topology, options.batch_per_chip, options.search, options.full, options.json
+        )
     if options.command == "eval":
         command("evaluate")(config, options.workdir, options.checkpoint, options.json)
     else:
@@ -124,6 +129,19 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--workdir", type=Path, metavar="DIR", help="the run whose best checkpoint is scored")
     evaluate.add_argument("--checkpoint", type=Path, metavar="PATH", help="a checkpoint, instead of --workdir")
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON too")
+
+    plan = add("plan", "Tell whether a run fits on TPUs that are not here, and what it would need there.", _OVERRIDES)
+    plan.add_argument("--config", required=True, metavar="FILE[:MODE]", help=_CONFIG_HELP)
+    plan.add_argument("--topology", required=True, metavar="KIND:AxB", help="a slice, such as v5e:2x2 or v5p:4x4x4")
+    plan.add_argument(
+        "--batch-per-chip",
+        type=_positive,
+        metavar="N",
+        help="images a chip; by default config.train.batch_size dealt out",
+    )
+    plan.add_argument("--no-search", dest="search", action="store_false", help="do not look for the largest batch")
+    plan.add_argument("--full", action="store_true", help="compile with all optimisations: several times as long")
+    plan.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON too")
 
     predict = add("predict", "Detect in images: draws them and writes predictions.json (COCO results).")
     predict.add_argument("images", nargs="+", metavar="IMAGE", help="image files or folders")
