@@ -24,8 +24,8 @@ _OVERRIDES = "Every key of the experiment can be changed: --config.train.steps=1
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status, after one line for whatever is not 0 or 1.
 
-    0 is well done, 1 that `check` found something wrong or `plan` a batch that does not fit, 2 an error, 130 Ctrl-C, and
-    143 SIGTERM while training.
+    0 is well done, 1 that `check` found something wrong or `plan` a batch that does not fit, 2 an error, 130 Ctrl-C,
+    and 143 SIGTERM while training.
     """
     parser = _parser()
     options, overrides = _parse(parser, sys.argv[1:] if arguments is None else list(arguments))

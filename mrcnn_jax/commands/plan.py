@@ -127,10 +127,10 @@ def _batch_per_chip(config: ConfigDict, topology: Topology, given: int | None) -
     accumulate, batch_size, chips = config.train.accumulate, config.train.batch_size, topology.num_chips
     if given is None:
         if batch_size % (chips * accumulate):
+            steps = f" x {accumulate} accumulation steps" if accumulate > 1 else ""
             raise UserError(
-                f"config.train.batch_size={batch_size} does not divide over the {chips} chips of {topology.name}"
-                f"{f' x {accumulate} accumulation steps' if accumulate > 1 else ''}: give --batch-per-chip=N, or a multiple "
-                f"of {chips * accumulate}"
+                f"config.train.batch_size={batch_size} does not divide over the {chips} chips of {topology.name}{steps}"
+                f": give --batch-per-chip=N, or a multiple of {chips * accumulate}"
             )
         return batch_size // chips
     if given % accumulate:
@@ -147,7 +147,9 @@ def _waiting(what: str, usual_seconds: int) -> Iterator[Any]:
 
     def tell(progress: Progress) -> None:
         while not done.wait(1.0):
-            progress.update(min(round(time.monotonic() - began), usual_seconds - 1), "seconds, by what is usual")
+            elapsed = round(time.monotonic() - began)
+            note = "seconds of what is usual" if elapsed < usual_seconds else f"longer than is usual: {elapsed} s"
+            progress.update(min(elapsed, usual_seconds - 1), note)
 
     with Progress(what, usual_seconds) as progress:
         progress.say(f"{what}: takes minutes")

@@ -55,7 +55,7 @@ class Topology:
 
 
 def parse_topology(name: str) -> Topology:
-    """The slice of a name. Raises `UserError` where there is no such kind of chip, or its axes are of another number."""
+    """The slice of a name. Raises `UserError` where there is no such kind of chip, or it has more or fewer axes."""
     found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
     if found is None or found[1] not in CHIPS:
         raise UserError(

@@ -17,9 +17,12 @@ _ALIASES = {
 # Of a program that is not compiled yet, results that nothing can be fused with so that they are never written.
 _WRITTEN = {"dot", "convolution", "gather", "scatter", "sort"}
 _COLLECTIVE = re.compile(
-    r"= (?P<shapes>.*?) (?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?P<start>-start)?\("
+    r"= (?P<shapes>.*?) "
+    r"(?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?P<start>-start)?\("
 )
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
+# Parts of an operation's name that tell nothing to who wrote the program.
+_NOISE = re.compile(r"jit\(step\)/shard_map/|(cond/branch_\d+_fun|while/body|eval_jaxpr|vmap\(\)|closed_call)/")
 _UNITS = {"B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _NUMBER = r"([\d.]+)([BKMGT])"
 
@@ -34,7 +37,7 @@ class Collectives:
     bytes: int
 
     def sent(self, num_chips: int) -> float:
-        """Bytes that each chip sends where they run as rings over all chips, which no way of running them falls below."""
+        """Bytes that each chip sends where they run as rings over all chips: no other way sends fewer."""
         share = (num_chips - 1) / num_chips
         factor = {"all-reduce": 2 * share, "reduce-scatter": share * num_chips, "collective-permute": 1.0}
         return self.bytes * factor.get(self.kind, share)
@@ -96,7 +99,7 @@ def largest_arrays(text: str, count: int, *, compiled: bool) -> tuple[str, ...]:
                 sizes.setdefault(f"{dtype}[{dimensions}]", (_num_bytes(dtype, dimensions), name[1] if name else ""))
     largest = sorted(sizes.items(), key=lambda item: -item[1][0])[:count]
     return tuple(
-        f"{shape} ({size / 2**30:.2f} GiB{', ' if name else ''}{name.removeprefix('jit(step)/shard_map/')})"
+        f"{shape} ({size / 2**30:.2f} GiB{', ' if name else ''}{_NOISE.sub('', name)})"
         for shape, (size, name) in largest
     )
 

@@ -51,10 +51,10 @@ def roofline(compiled: Compiled, topology: Topology, batch_per_chip: int) -> dic
     return {"seconds": seconds, "bound_by": bound_by, "images_per_second": rate}
 
 
-def host(images_per_second: float, batch: Any, topology: Topology) -> dict[str, float]:
-    """What each host has to deliver for so many images a second of all hosts, from a global batch's shapes."""
+def host(images_per_second: float, batch: Sequence[jax.ShapeDtypeStruct], topology: Topology) -> dict[str, Any]:
+    """What each host has to deliver for so many images a second of all hosts, from the arrays of a global batch."""
     images = images_per_second / topology.num_hosts
-    of_an_image = num_bytes(batch) / batch.image.shape[0]
+    of_an_image = num_bytes(batch) / batch[0].shape[0]
     return {
         "hosts": topology.num_hosts,
         "images_per_second": images,
@@ -94,8 +94,8 @@ def lines(report: Mapping[str, Any]) -> list[str]:
     chips, per_chip = report["chips"], report["batch_per_chip"]
     height, width = report["bucket"]
     told = [
-        f"{report['experiment']} on {report['topology']}: {chips} chips, {report['dtype']}, images of {height} x {width}, "
-        f"{per_chip} a chip, {per_chip * chips} a step"
+        f"{report['experiment']} on {report['topology']}: {chips} chips, {report['dtype']}, images of {height} x "
+        f"{width}, {per_chip} a chip, {per_chip * chips} a step"
     ]
     told += _fitting(report) if report["fits"] else _not_fitting(report)
     if (best := report["largest_batch_per_chip"]) is not None:
@@ -113,8 +113,8 @@ def lines(report: Mapping[str, Any]) -> list[str]:
 def _not_fitting(report: Mapping[str, Any]) -> list[str]:
     found = report["memory_bytes"]
     return [
-        f"does not fit: {gib(found['required'])} of HBM are needed and {gib(found['available'])} there; the largest array "
-        f"is {report['largest_arrays'][0]}",
+        f"does not fit: {gib(found['required'])} of HBM are needed and {gib(found['available'])} there; the largest "
+        f"array is {report['largest_arrays'][0]}",
         _arrays(report["largest_arrays"]),
     ]
 
@@ -126,8 +126,8 @@ def _fitting(report: Mapping[str, Any]) -> list[str]:
     told = [
         f"fits: {gib(found['total'])} of {gib(found['chip'])} a chip ({kinds})",
         _arrays(report["largest_arrays"]),
-        f"arithmetic: {report['flops'] / 1e12:.3g} TFLOP a chip and step, {report['flops_per_image'] / 1e9:.4g} GFLOP an "
-        f"image; {gib(report['hbm_traffic_bytes'])} read and written",
+        f"arithmetic: {report['flops'] / 1e12:.3g} TFLOP a chip and step, {report['flops_per_image'] / 1e9:.4g} GFLOP "
+        f"an image; {gib(report['hbm_traffic_bytes'])} read and written",
     ]
     told += [
         f"{one['kind']}: {one['count']}, of {one['bytes'] / 2**20:.4g} MiB; each chip sends "
@@ -137,11 +137,11 @@ def _fitting(report: Mapping[str, Any]) -> list[str]:
     return [
         *told,
         f"bound: at most {bound['images_per_second']:.4g} images/s, by {bound['bound_by']} ({times} a step)",
-        f"host: {host['images_per_second']:.4g} images/s and {host['bytes_per_second'] / 1e9:.3g} GB/s to the chips on each "
-        f"of {host['hosts']}, which takes {host['cores_needed']:.3g} of {host['cores']} cores at {IMAGES_PER_CORE} "
-        "images/s a core",
-        f"disk: checkpoints of {disk['checkpoint_bytes'] / 1e9:.3g} GB, {disk['checkpoints_bytes'] / 1e9:.3g} GB at one "
-        "time, and the data set",
+        f"host: {host['images_per_second']:.4g} images/s and {host['bytes_per_second'] / 1e9:.3g} GB/s to the chips on "
+        f"each of {host['hosts']}, which takes {host['cores_needed']:.3g} of {host['cores']} cores at "
+        f"{IMAGES_PER_CORE} images/s a core",
+        f"disk: checkpoints of {disk['checkpoint_bytes'] / 1e9:.3g} GB, {disk['checkpoints_bytes'] / 1e9:.3g} GB at "
+        "one time, and the data set",
     ]
 
 
@@ -149,6 +149,6 @@ def _arrays(arrays: Sequence[str]) -> str:
     return f"largest arrays: {'; '.join(arrays)}"
 
 
-def gib(size: float) -> str:
+def gib(size: int | float) -> str:
     """A size in GiB, as text."""
     return f"{size / 2**30:.2f} GiB"

@@ -1,8 +1,6 @@
 """The training step of an experiment, assembled as `train` does it but from shapes alone, and compiled for a slice."""
 
 import os
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -25,7 +23,7 @@ from mrcnn_jax.optim import optimizer
 from mrcnn_jax.planning.chips import Topology
 from mrcnn_jax.planning.compiler_text import OutOfMemory, out_of_memory
 from mrcnn_jax.train_step import TrainState, init_state, make_train_step
-from mrcnn_jax.types import Batch, Proposals
+from mrcnn_jax.types import Proposals
 
 # libtpu looks for chips and for the machines around it unless it is told; its warnings are about chips not found.
 _ENVIRONMENT = {
@@ -39,11 +37,14 @@ _ENVIRONMENT = {
 class Compiled:
     """A program that fits, by the compiler's own account, of one chip."""
 
-    # Bytes: what is passed in, what is needed meanwhile, what comes out beside that, and the program itself.
+    # Bytes: what is passed in, what is needed meanwhile with the gaps between, what comes out beside that, and the
+    # program itself.
     arguments: int
     temporaries: int
     outputs: int
     code: int
+    # Bytes of all arrays that are alive at one time, at the most.
+    peak: int
     flops: float
     # Bytes that are read and written in HBM, by the compiler's estimate.
     traffic: float
@@ -69,7 +70,7 @@ def tpu_mesh(topology: Topology) -> Mesh:
     except Exception as error:
         reason = str(error).partition("\n")[0]
         raise UserError(
-            f"--topology={topology.name}: libtpu does not know this slice ({reason}): try one such as v5e:4x4 or v5p:4x4x4"
+            f"--topology={topology.name}: libtpu does not know this slice ({reason}): try one such as v5e:4x4"
         ) from error
     return topologies.make_mesh(devices, (len(devices.devices),), (distributed.AXIS,))
 
@@ -87,8 +88,8 @@ def resolved(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def batch_shapes(config: ConfigDict, bucket: tuple[int, int], batch_size: int) -> Batch:
-    """A training batch of `batch_size` images with a `jax.ShapeDtypeStruct` in the place of every array.
+def batch_shapes(config: ConfigDict, bucket: tuple[int, int], batch_size: int) -> tuple[list[ShapeDtypeStruct], Any]:
+    """The shapes of all arrays of a training batch of `batch_size` images, and the structure of a `Batch` of them.
 
     One black image passes through the pipeline that training has, and its batch of one is made longer.
     """
@@ -111,24 +112,25 @@ def batch_shapes(config: ConfigDict, bucket: tuple[int, int], batch_size: int) -
         one = next(loader)
     finally:
         loader.close()
+    arrays, structure = jax.tree.flatten(one)
     # On a device an integer has 32 bits.
-    return jax.tree.map(
-        lambda x: ShapeDtypeStruct((batch_size, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype)), one
-    )
+    kinds = [(x.shape[1:], jax.dtypes.canonicalize_dtype(x.dtype)) for x in arrays]
+    return [ShapeDtypeStruct((batch_size, *shape), dtype) for shape, dtype in kinds], structure
 
 
 def train_program(
     config: ConfigDict, mesh: Mesh, bucket: tuple[int, int], batch_size: int
-) -> tuple[jax.stages.Wrapped, TrainState, Batch]:
-    """The step that `train` runs on this mesh, and shapes of the state and of a global batch, each with its sharding.
+) -> tuple[Any, TrainState, list[ShapeDtypeStruct]]:
+    """The jitted step that `train` runs on this mesh, and shapes, with sharding, of the state and of a global batch.
 
-    `config` is one that `resolved` gave. Weights that `config.train.init` names are not read, nor are data.
+    The step takes a batch as the list of its arrays. `config` is one that `resolved` gave. Weights that
+    `config.train.init` names are not read, nor are data.
     """
     model = build(config.model, distributed.AXIS)
     variables = variable_shapes(model)
     tx, _ = optimizer(config, variables["params"])
     state = jax.eval_shape(partial(init_state, optimizer=tx, ema=config.train.ema > 0), variables)
-    step = make_train_step(
+    train_step = make_train_step(
         model,
         tx,
         seed=config.seed,
@@ -136,37 +138,38 @@ def train_program(
         ema_decay=config.train.ema,
         axis_name=distributed.AXIS,
     )
-    step = distributed.data_parallel(step, mesh, donate=True)
+    arrays, structure = batch_shapes(config, bucket, batch_size)
+    step = distributed.data_parallel(
+        lambda state, arrays: train_step(state, jax.tree.unflatten(structure, arrays)), mesh, donate=True
+    )
 
     def placed(tree: Any, spec: PartitionSpec) -> Any:
         sharding = NamedSharding(mesh, spec)
         return jax.tree.map(lambda x: ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
-    batch = batch_shapes(config, bucket, batch_size)
-    return step, placed(state, PartitionSpec()), placed(batch, PartitionSpec(distributed.AXIS))
+    return step, placed(state, PartitionSpec()), placed(arrays, PartitionSpec(distributed.AXIS))
 
 
-def compile_for_tpu(lowered: jax.stages.Lowered, memory_limit: int | None = None) -> Compiled | OutOfMemory:
-    """Compile for the chips that a program was lowered for; `memory_limit` in bytes takes the place of a chip's own.
-
-    Raises what the compiler raises, but for programs that do not fit.
-    """
-    options: dict[str, str | bool] = {}
-    if memory_limit is not None:
-        options["xla_tpu_max_hbm_size_mib"] = str(memory_limit // 2**20)
+def compile_for_tpu(lowered: jax.stages.Lowered) -> Compiled | OutOfMemory:
+    """Compile for the chips that a program was lowered for; raises what the compiler raises, but for lack of memory."""
     try:
-        compiled = lowered.compile(compiler_options=options or None)
+        compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         found = out_of_memory(str(error))
         if found is None:
             raise
         return found
-    memory, costs = compiled.memory_analysis(), compiled.cost_analysis()
+    memory: Any = compiled.memory_analysis()
+    costs: Any = compiled.cost_analysis()
+    arguments, outputs = memory.argument_size_in_bytes, memory.output_size_in_bytes - memory.alias_size_in_bytes
+    # In `temp_size_in_bytes` gaps between arrays count twice; releases before 0.11 have nothing else.
+    allocated = getattr(memory, "total_allocation_bytes", 0)
     return Compiled(
-        arguments=memory.argument_size_in_bytes,
-        temporaries=memory.temp_size_in_bytes,
-        outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        arguments=arguments,
+        temporaries=allocated - arguments - outputs if allocated else memory.temp_size_in_bytes,
+        outputs=outputs,
         code=memory.generated_code_size_in_bytes,
+        peak=memory.peak_memory_in_bytes,
         flops=costs["flops"],
         traffic=costs["bytes accessed"],
         text=compiled.as_text(),

@@ -13,9 +13,9 @@ def largest_batch(
 ) -> tuple[int, dict[int, Outcome]]:
     """The largest multiple of `step` images whose program fits, 0 for none, and all outcomes by their batch.
 
-    `attempt` compiles one batch; `known` has the outcomes that there are already, at least one. Memory grows about
-    evenly with the batch, so that the next one tried is where a line through two outcomes reaches the `memory` of a
-    chip. Nothing above `limit` is tried.
+    `attempt` compiles one batch; `known` has the outcomes that there are already, at least one. That a program does not
+    fit in `memory` is told in a fraction of the time that one takes which does, so that large batches are tried first.
+    Nothing above `limit` is tried.
     """
     outcomes = dict(known)
     while True:
@@ -25,22 +25,17 @@ def largest_batch(
         )
         if fails - fits <= step:
             return fits, outcomes
-        guess = _where_memory_ends(outcomes, fits, fails, memory) // step * step
-        batch = min(max(guess, fits + step), fails - step)
+        if fits and fails <= limit:
+            # The line between the two; but where memory is short the compiler saves some, and the line is too high.
+            line = (memory - _needed(outcomes[fits])) / (_needed(outcomes[fails]) - _needed(outcomes[fits]))
+            guess = fits + int(min(line, 0.75) * (fails - fits))
+        else:
+            # As if half of what one batch needs did not grow, which is a large share.
+            known_batch = fits or fails
+            guess = int(known_batch * (2 * memory / _needed(outcomes[known_batch]) - 1))
+        batch = min(max((guess // step + 1) * step, fits + step), fails - step)
         outcomes[batch] = attempt(batch)
 
 
-def _where_memory_ends(outcomes: Mapping[int, Outcome], fits: int, fails: int, memory: int) -> int:
-    """The batch at which memory is used up, by the two outcomes next to that."""
-    below = sorted(batch for batch in outcomes if batch <= fits)
-    above = sorted(batch for batch in outcomes if batch >= fails)
-    near = (below[-1:] + above[:1]) if below and above else (below[-2:] or above[:2])
-    points = [(batch, _needed(outcomes[batch])) for batch in near]
-    # Nothing at all is needed by no image, as long as nothing else is known.
-    (b0, m0), (b1, m1) = points if len(points) == 2 else [(0, 0), points[0]]
-    slope = (m1 - m0) / (b1 - b0)
-    return int(b1 + (memory - m1) / slope) if slope > 0 else (fits + fails) // 2
-
-
 def _needed(outcome: Outcome) -> int:
-    return outcome.required if isinstance(outcome, OutOfMemory) else outcome.arguments + outcome.temporaries
+    return outcome.required if isinstance(outcome, OutOfMemory) else outcome.peak
