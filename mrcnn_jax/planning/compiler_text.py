@@ -22,7 +22,7 @@ _COLLECTIVE = re.compile(
 )
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
 # Parts of an operation's name that tell nothing to who wrote the program.
-_NOISE = re.compile(r"jit\(step\)/shard_map/|(cond/branch_\d+_fun|while/body|eval_jaxpr|vmap\(\)|closed_call)/")
+_NOISE = re.compile(r"jit\([^)]*\)/shard_map/|(cond/branch_\d+_fun|while/body|eval_jaxpr|vmap\(\)|closed_call)/")
 _UNITS = {"B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _NUMBER = r"([\d.]+)([BKMGT])"
 

@@ -28,7 +28,7 @@ def largest_batch(
         if fits and fails <= limit:
             # The line between the two; but where memory is short the compiler saves some, and the line is too high.
             line = (memory - _needed(outcomes[fits])) / (_needed(outcomes[fails]) - _needed(outcomes[fits]))
-            guess = fits + int(min(line, 0.75) * (fails - fits))
+            guess = fits + int(min(line, 0.85) * (fails - fits))
         else:
             # As if half of what one batch needs did not grow, which is a large share.
             known_batch = fits or fails
