@@ -56,6 +56,11 @@ class Topology:
 
 def parse_topology(name: str) -> Topology:
     """The slice of a name. Raises `UserError` where there is no such kind of chip, or it has more or fewer axes."""
+    if re.match(r"(a|h|b|gb|l)\d+|v100|cuda|gpu", name.lower()):
+        raise UserError(
+            f"--topology={name}: plans are for TPUs. A GPU's program is compiled where the GPU is: run a few steps "
+            "there, by --config.train.steps=3"
+        )
     found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
     if found is None or found[1] not in CHIPS:
         raise UserError(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 # A result, the operation, and where in the program it is from, if that is told.
 _INSTRUCTION = re.compile(
-    r"^\s+(?:ROOT )?%?[\w.-]+ = (?P<shapes>\(.*?\)|\S+) (?P<kind>[a-z][\w-]*)\((?P<rest>.*)$", re.MULTILINE
+    r"^\s+(?:ROOT )?%?(?P<name>[\w.-]+) = (?P<shapes>\(.*?\)|\S+) (?P<kind>[a-z][\w-]*)\((?P<rest>.*)$", re.MULTILINE
 )
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?(?P<name>[\w.-]+) [^\n]*\{\n(?P<body>.*?)^\}", re.MULTILINE | re.DOTALL)
 # What only gives other names to memory that is there.
@@ -21,8 +21,13 @@ _COLLECTIVE = re.compile(
     r"(?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?P<start>-start)?\("
 )
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
+# Memory space 1 is VMEM, on the chip itself.
+_ARRAY_IN_HBM = re.compile(_ARRAY.pattern + r"(?!\{[^}]*S\(1\))")
+_LOOP = re.compile(r" while\(.*?condition=%?([\w.-]+), body=%?([\w.-]+)")
 # Parts of an operation's name that tell nothing to who wrote the program.
 _NOISE = re.compile(r"jit\([^)]*\)/shard_map/|(cond/branch_\d+_fun|while/body|eval_jaxpr|vmap\(\)|closed_call)/")
+# How many arrays are named.
+_SHOWN = 3
 _UNITS = {"B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _NUMBER = r"([\d.]+)([BKMGT])"
 
@@ -80,7 +85,7 @@ def out_of_memory(text: str) -> OutOfMemory | None:
     return None
 
 
-def largest_arrays(text: str, count: int, *, compiled: bool) -> tuple[str, ...]:
+def largest_arrays(text: str, count: int = _SHOWN, *, compiled: bool) -> tuple[str, ...]:
     """The largest arrays of a program in HLO text, each with its size and the operation that makes it, largest first.
 
     Of a program that is not compiled those are looked at which products, convolutions, gathers and sorts give, since
@@ -95,13 +100,40 @@ def largest_arrays(text: str, count: int, *, compiled: bool) -> tuple[str, ...]:
             if found["kind"] in _ALIASES or not (compiled or found["kind"] in _WRITTEN):
                 continue
             name = re.search(r'op_name="([^"]*)"', found["rest"])
-            for dtype, dimensions in _ARRAY.findall(found["shapes"]):
+            for dtype, dimensions in _ARRAY_IN_HBM.findall(found["shapes"]):
                 sizes.setdefault(f"{dtype}[{dimensions}]", (_num_bytes(dtype, dimensions), name[1] if name else ""))
     largest = sorted(sizes.items(), key=lambda item: -item[1][0])[:count]
     return tuple(
         f"{shape} ({size / 2**30:.2f} GiB{', ' if name else ''}{_NOISE.sub('', name)})"
         for shape, (size, name) in largest
     )
+
+
+def repeated_traffic(text: str) -> int:
+    """Bytes that loops move in all their turns but the first, which is the one that the compiler counts.
+
+    From the HLO text of a compiled program: every array that a turn makes in HBM is written once and read once. A loop
+    whose number of turns is not known when it is compiled counts for one.
+    """
+    computations = {found["name"]: found["body"] for found in _COMPUTATION.finditer(text)}
+
+    def of_loops_in(body: str, times: int) -> int:
+        total = 0
+        for condition, inner in _LOOP.findall(body):
+            limits = re.findall(r"s32\[\]\S* constant\((\d+)\)", computations.get(condition, ""))
+            turns = times * (int(limits[0]) if len(limits) == 1 else 1)
+            total += (turns - 1) * _made(computations[inner]) * 2 + of_loops_in(computations[inner], turns)
+        return total
+
+    entry = re.search(r"^ENTRY %?([\w.-]+)", text, re.MULTILINE)
+    return 0 if entry is None else of_loops_in(computations[entry[1]], 1)
+
+
+def _made(body: str) -> int:
+    """Bytes of the arrays in HBM that a computation makes, but for those that it changes in place."""
+    made = (found for found in _INSTRUCTION.finditer(body) if found["kind"] not in _ALIASES)
+    shapes = (found["shapes"] for found in made if "dynamic-update-slice" not in found["name"] + found["kind"])
+    return sum(_num_bytes(*array) for text in shapes for array in _ARRAY_IN_HBM.findall(text))
 
 
 def _allocations(text: str) -> tuple[str, ...]:

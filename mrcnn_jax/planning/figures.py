@@ -1,7 +1,10 @@
-"""What follows from a compiled step: times that no run falls below, what the hosts have to deliver, and the report.
+"""What follows from a compiled step: times that this program cannot fall below, what hosts have to deliver, the report.
 
 Times are bounds, not forecasts: each assumes that a chip does one thing at the vendor's full rate and the others beside
-it at no cost. Host and disk are arithmetic on the images a second of that bound:
+it at no cost. Arithmetic and network are the same at every optimisation level; what is read and written in HBM is an
+estimate, of the program as it was compiled.
+
+Host and disk are arithmetic on the images a second of that bound:
 
     images     each is read, decoded, resized and padded once for every time it is trained on; a core does as many a
                second as was measured for COCO's recipe (docs/benchmarks.md), and a virtual CPU counts as a core
@@ -23,7 +26,6 @@ from mrcnn_jax.planning.program import Compiled
 
 # docs/benchmarks.md, 'data pipeline, by CPU time'.
 IMAGES_PER_CORE = 68.3
-_SHOWN = 3
 
 
 def num_bytes(tree: Any) -> int:
@@ -80,7 +82,7 @@ def of_outcome(outcome: Compiled | OutOfMemory, topology: Topology, batch_per_ch
     return {
         "fits": True,
         "memory_bytes": memory(outcome, topology),
-        "largest_arrays": list(largest_arrays(outcome.text, _SHOWN, compiled=True)),
+        "largest_arrays": list(largest_arrays(outcome.text, compiled=True)),
         "flops": outcome.flops,
         "flops_per_image": outcome.flops / batch_per_chip,
         "hbm_traffic_bytes": outcome.traffic,
@@ -122,7 +124,7 @@ def _not_fitting(report: Mapping[str, Any]) -> list[str]:
 def _fitting(report: Mapping[str, Any]) -> list[str]:
     found, bound, host, disk = (report[key] for key in ("memory_bytes", "roofline", "host", "disk"))
     kinds = ", ".join(f"{kind} {gib(found[kind])}" for kind in ("arguments", "temporaries", "outputs", "code"))
-    times = ", ".join(f"{name} {1e3 * seconds:.3g} ms" for name, seconds in bound["seconds"].items())
+    times = ", ".join(f"{name} {1e3 * seconds:.3g} ms a step" for name, seconds in bound["seconds"].items())
     told = [
         f"fits: {gib(found['total'])} of {gib(found['chip'])} a chip ({kinds})",
         _arrays(report["largest_arrays"]),
@@ -136,7 +138,7 @@ def _fitting(report: Mapping[str, Any]) -> list[str]:
     ] or ["no collectives"]
     return [
         *told,
-        f"bound: at most {bound['images_per_second']:.4g} images/s, by {bound['bound_by']} ({times} a step)",
+        f"bound, as compiled: at most {bound['images_per_second']:.4g} images/s, by {bound['bound_by']} ({times})",
         f"host: {host['images_per_second']:.4g} images/s and {host['bytes_per_second'] / 1e9:.3g} GB/s to the chips on "
         f"each of {host['hosts']}, which takes {host['cores_needed']:.3g} of {host['cores']} cores at "
         f"{IMAGES_PER_CORE} images/s a core",

@@ -1,7 +1,7 @@
 """The training step of an experiment, assembled as `train` does it but from shapes alone, and compiled for a slice."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -20,8 +20,9 @@ from mrcnn_jax.errors import UserError
 from mrcnn_jax.models import zoo
 from mrcnn_jax.models.build import build, variable_shapes
 from mrcnn_jax.optim import optimizer
+from mrcnn_jax.planning.arithmetic import multiplications
 from mrcnn_jax.planning.chips import Topology
-from mrcnn_jax.planning.compiler_text import OutOfMemory, out_of_memory
+from mrcnn_jax.planning.compiler_text import OutOfMemory, largest_arrays, out_of_memory, repeated_traffic
 from mrcnn_jax.train_step import TrainState, init_state, make_train_step
 from mrcnn_jax.types import Proposals
 
@@ -46,7 +47,7 @@ class Compiled:
     # Bytes of all arrays that are alive at one time, at the most.
     peak: int
     flops: float
-    # Bytes that are read and written in HBM, by the compiler's estimate.
+    # Bytes that are read and written in HBM: an estimate.
     traffic: float
     text: str
 
@@ -150,15 +151,23 @@ def train_program(
     return step, placed(state, PartitionSpec()), placed(arrays, PartitionSpec(distributed.AXIS))
 
 
-def compile_for_tpu(lowered: jax.stages.Lowered) -> Compiled | OutOfMemory:
-    """Compile for the chips that a program was lowered for; raises what the compiler raises, but for lack of memory."""
+def compile_for_tpu(traced: jax.stages.Traced) -> Compiled | OutOfMemory:
+    """Compile for the chips that a step was traced for; raises what the compiler raises, but for lack of memory.
+
+    Arithmetic and traffic are the compiler's, and what loops repeat, which the compiler counts once.
+    """
+    lowered = traced.lower(lowering_platforms=("tpu",))
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         found = out_of_memory(str(error))
         if found is None:
             raise
-        return found
+        if found.largest:
+            return found
+        text = lowered.as_text(dialect="hlo", debug_info=True)
+        return replace(found, largest=largest_arrays(text, compiled=False))
+    text, jaxpr = compiled.as_text() or "", traced.jaxpr.jaxpr
     memory: Any = compiled.memory_analysis()
     costs: Any = compiled.cost_analysis()
     arguments, outputs = memory.argument_size_in_bytes, memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -170,7 +179,7 @@ def compile_for_tpu(lowered: jax.stages.Lowered) -> Compiled | OutOfMemory:
         outputs=outputs,
         code=memory.generated_code_size_in_bytes,
         peak=memory.peak_memory_in_bytes,
-        flops=costs["flops"],
-        traffic=costs["bytes accessed"],
-        text=compiled.as_text(),
+        flops=costs["flops"] + 2 * (multiplications(jaxpr) - multiplications(jaxpr, loops_once=True)),
+        traffic=costs["bytes accessed"] + repeated_traffic(text),
+        text=text,
     )
