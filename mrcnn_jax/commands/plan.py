@@ -47,12 +47,12 @@ def run(
     batch_per_chip = _batch_per_chip(config, topology, batch_per_chip)
     # The chips are libtpu's; nothing runs on whatever accelerator is here.
     jax.config.update("jax_platforms", "cpu")
+    mesh = tpu_mesh(topology)
     level = "full" if full else "O0"
     if not full:
         jax.config.update("jax_optimization_level", level)
     began, cpu_began = time.monotonic(), time.process_time()
 
-    mesh = tpu_mesh(topology)
     attempts = _Attempts(resolved(config), topology, mesh, level)
     outcomes = {batch_per_chip: attempts(batch_per_chip)}
     seconds, cpu_seconds = time.monotonic() - began, time.process_time() - cpu_began
@@ -119,7 +119,7 @@ def _batch_per_chip(config: ConfigDict, topology: Topology, given: int | None) -
     """Images a chip; raises `UserError` where they do not divide."""
     accumulate, batch_size, chips = config.train.accumulate, config.train.batch_size, topology.num_chips
     if given is None:
-        if batch_size % (chips * accumulate):
+        if batch_size < 1 or batch_size % (chips * accumulate):
             steps = f" x {accumulate} accumulation steps" if accumulate > 1 else ""
             raise UserError(
                 f"config.train.batch_size={batch_size} does not divide over the {chips} chips of {topology.name}{steps}"
