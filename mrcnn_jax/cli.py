@@ -28,8 +28,9 @@ _OVERRIDES = "Every key of the experiment can be changed: --config.train.steps=1
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status, after one line for whatever is not 0 or 1.
 
-    0 is well done, 1 that `check` found something wrong, 2 an error, 75 that another host was lost or the run stood
-    still, 130 Ctrl-C, and 143 SIGTERM while training. After 75 and 143 the same command goes on where the run was.
+    0 is well done, 1 that `check` found something wrong or `plan` a batch that does not fit, 2 an error, 75 that
+    another host was lost or the run stood still, 130 Ctrl-C, and 143 SIGTERM while training. After 75 and 143 the same
+    command goes on where the run was.
     """
     parser = _parser()
     options, overrides = _parse(parser, sys.argv[1:] if arguments is None else list(arguments))
@@ -103,6 +104,10 @@ def _with_config(
         return 0
     if options.command == "check":
         return command("check")(config, options.images, options.annotations, options.json)
+    if options.command == "plan":
+        return command("plan")(
+            config, options.topology, options.batch_per_chip, options.search, options.full, options.json
+        )
     if options.command == "eval":
         command("evaluate")(config, options.workdir, options.checkpoint, options.json)
     else:
@@ -155,6 +160,18 @@ def _parser() -> argparse.ArgumentParser:
         hosts.add_argument(
             "--wait", type=_positive, default=WAIT, metavar="SECONDS", help="for the others (default: %(default)s)"
         )
+    plan = add("plan", "Tell whether a run fits on TPUs that are not here, and what it would need there.", _OVERRIDES)
+    plan.add_argument("--config", required=True, metavar="FILE[:MODE]", help=_CONFIG_HELP)
+    plan.add_argument("--topology", required=True, metavar="KIND:AxB", help="a slice, such as v5e:2x2 or v5p:4x4x4")
+    plan.add_argument(
+        "--batch-per-chip",
+        type=_positive,
+        metavar="N",
+        help="images a chip; by default config.train.batch_size dealt out",
+    )
+    plan.add_argument("--no-search", dest="search", action="store_false", help="do not look for the largest batch")
+    plan.add_argument("--full", action="store_true", help="compile with all optimisations: several times as long")
+    plan.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON too")
 
     predict = add("predict", "Detect in images: draws them and writes predictions.json (COCO results).")
     predict.add_argument("images", nargs="+", metavar="IMAGE", help="image files or folders")

@@ -2,21 +2,19 @@
 
 import json
 import math
-from collections.abc import Iterable
 from functools import cache
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
 from ml_collections import ConfigDict
 
 from mrcnn_jax.checkpoints.metadata import config_from_dict, config_to_dict
 from mrcnn_jax.models import zoo
 from mrcnn_jax.models.build import build, variable_shapes
 from mrcnn_jax.models.pool import Pooler
+from mrcnn_jax.planning.arithmetic import multiplications
 from mrcnn_jax.types import Batch, Proposals, Pyramid
 
 
@@ -73,44 +71,3 @@ def _gigaflops(model: str, height: int, width: int, num_proposals: int) -> float
     batch = Batch(image, size, size, np.zeros(1, np.int32), np.ones(1, bool), proposals=proposals)
     detect = jax.make_jaxpr(lambda variables, batch: network.apply(variables, batch, method="detect"))
     return multiplications(detect(variable_shapes(network), batch).jaxpr) / 1e9
-
-
-def multiplications(jaxpr: Jaxpr) -> int:
-    """Those of all convolutions and matrix products in a traced program on which its result depends.
-
-    A scan counts for each of its turns, a loop of unknown length once, and of branches the most laborious.
-    """
-    total, needed = 0, {var for var in jaxpr.outvars if isinstance(var, Var)}
-    for equation in reversed(jaxpr.eqns):
-        if needed.isdisjoint(equation.outvars):
-            continue
-        total += _of_equation(equation)
-        needed.update(var for var in equation.invars if isinstance(var, Var))
-    return total
-
-
-def _of_equation(equation: JaxprEqn) -> int:
-    name, params = equation.primitive.name, equation.params
-    if name == "dot_general":
-        (contracted, _), _ = params["dimension_numbers"]
-        left = equation.invars[0].aval.shape
-        return math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
-    if name == "conv_general_dilated":
-        kernel, layout = equation.invars[1].aval.shape, params["dimension_numbers"].rhs_spec
-        return math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // kernel[layout[0]]
-    inner = [multiplications(jaxpr) for jaxpr in _jaxprs(params.values())]
-    if name == "cond":
-        return max(inner)
-    return sum(inner) * (params["length"] if name == "scan" else 1)
-
-
-def _jaxprs(values: Iterable[Any]) -> list[Jaxpr]:
-    found = []
-    for value in values:
-        if isinstance(value, ClosedJaxpr):
-            found.append(value.jaxpr)
-        elif isinstance(value, Jaxpr):
-            found.append(value)
-        elif isinstance(value, tuple | list):
-            found += _jaxprs(value)
-    return found

@@ -267,6 +267,7 @@ def test_loops_count_with_their_turns(size):
 
     x = jax.numpy.ones((3, 3))
     assert size.multiplications(jax.make_jaxpr(repeated)(x).jaxpr) == 5 * 27
+    assert size.multiplications(jax.make_jaxpr(repeated)(x).jaxpr, loops_once=True) == 27
     assert size.multiplications(jax.make_jaxpr(branches)(x).jaxpr) == 27
 
 
@@ -275,6 +276,10 @@ def test_what_nothing_depends_on_does_not_count(size):
         x @ x
         return x @ x[:, :1]
 
+    def wasteful_turns(x):
+        return jax.lax.scan(lambda carry, _: (carry + 1.0, (x @ x, x[:, :1] @ x[:1])), 0.0, length=5)[1][1]
+
+    assert size.multiplications(jax.make_jaxpr(wasteful_turns)(jax.numpy.ones((3, 3))).jaxpr) == 5 * 9
     assert size.multiplications(jax.make_jaxpr(wasteful)(jax.numpy.ones((3, 3))).jaxpr) == 9
 
 

@@ -1,5 +1,7 @@
 """The whole detector: padding changes nothing, devices change nothing, memory does not follow the objects."""
 
+from functools import partial
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -94,6 +96,37 @@ def small_deltas(variables):
         return x * np.float32(0.1) if path[-2].key in ("anchor_deltas", "bbox_pred") else x
 
     return jax.tree_util.tree_map_with_path(scale, variables)
+
+
+def test_choices_for_a_tpu_give_the_numbers_of_a_cpu(model, run, detect, variables, monkeypatch):
+    """With every branch that a TPU takes: losses, their gradient by the pyramid behind RoIAlign, and detections."""
+    batch, taken = tiny.batch(), set()
+    ((_, losses), gradient), detections = run(variables, batch), detect(variables, batch)
+
+    def as_on_tpu(*arguments, cpu=None, tpu=None, default=None):
+        choice = tpu or default
+        taken.add(choice.func.__name__ if isinstance(choice, partial) else choice.__name__)
+        return choice(*arguments)
+
+    monkeypatch.setattr(jax.lax, "platform_dependent", as_on_tpu)
+
+    def total(pyramid, variables, batch):
+        variables = {**variables, "params": {**variables["params"], "fpn": pyramid}}
+        losses, _ = model.apply(variables, batch, KEY, method="losses")
+        return sum(total / jnp.maximum(weight, 1.0) for total, weight in losses.values()), losses
+
+    @jax.jit
+    def everything(variables, batch):
+        by_pyramid, losses = jax.grad(total, has_aux=True)(variables["params"]["fpn"], variables, batch)
+        return by_pyramid, losses, model.apply(variables, batch, method="detect")
+
+    by_pyramid, tpu_losses, tpu_detections = everything(variables, batch)
+    assert {"_matmul", "_matmul_transpose", "_all_rows_at_once"} <= taken
+    chex.assert_trees_all_close(tpu_losses, losses, rtol=1e-4)
+    for ours, theirs in zip(jax.tree.leaves(by_pyramid), jax.tree.leaves(gradient["fpn"]), strict=True):
+        assert np.linalg.norm(ours - theirs) <= 1e-4 * np.linalg.norm(theirs) + 1e-6
+    assert detections.valid.any()
+    chex.assert_trees_all_close(tpu_detections, detections, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("bucket", [(64, 64), (96, 128), (128, 96)])

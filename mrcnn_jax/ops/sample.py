@@ -20,7 +20,10 @@ def random_subset(
     `k` is static; `limit`, known only at run time, lowers it. Ties of the (23-bit) random numbers fall to the
     lower index.
     """
-    _, index = lax.top_k(jnp.where(mask, _ranks(key, mask.shape[0]), -1.0), min(k, mask.shape[0]))
+    # The barrier keeps the drawing of numbers out of the sort, with which XLA would fuse it for a TPU, and be a minute
+    # at it for the anchors of a large image.
+    ranks = lax.optimization_barrier(jnp.where(mask, _ranks(key, mask.shape[0]), -1.0))
+    _, index = lax.top_k(ranks, min(k, mask.shape[0]))
     taken = mask[index]
     if limit is not None:
         taken = taken & (jnp.arange(index.shape[0]) < limit)

@@ -1,0 +1,185 @@
+"""The training step of an experiment, assembled as `train` does it but from shapes alone, and compiled for a slice."""
+
+import os
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.util import find_spec
+from typing import Any
+
+import jax
+import numpy as np
+from jax import ShapeDtypeStruct
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from mrcnn_jax import distributed
+from mrcnn_jax.data import pipeline
+from mrcnn_jax.data.dataset import Category, Dataset, Record
+from mrcnn_jax.errors import UserError
+from mrcnn_jax.models import zoo
+from mrcnn_jax.models.build import build, variable_shapes
+from mrcnn_jax.optim import optimizer
+from mrcnn_jax.planning.arithmetic import multiplications
+from mrcnn_jax.planning.chips import Topology
+from mrcnn_jax.planning.compiler_text import OutOfMemory, largest_arrays, out_of_memory, repeated_traffic
+from mrcnn_jax.train_step import TrainState, init_state, make_train_step
+from mrcnn_jax.types import Proposals
+
+# libtpu looks for chips and for the machines around it unless it is told; its warnings are about chips not found.
+_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_MIN_LOG_LEVEL": "3", "TPU_STDERR_LOG_LEVEL": "3",
+    "TPU_LOG_DIR": "disabled",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A program that fits, by the compiler's own account, of one chip."""
+
+    # Bytes: what is passed in, what is needed meanwhile with the gaps between, what comes out beside that, and the
+    # program itself.
+    arguments: int
+    temporaries: int
+    outputs: int
+    code: int
+    # Bytes of all arrays that are alive at one time, at the most.
+    peak: int
+    flops: float
+    # Bytes that are read and written in HBM: an estimate.
+    traffic: float
+    text: str
+
+
+def tpu_mesh(topology: Topology) -> Mesh:
+    """A one-axis mesh over the chips of a slice that need not be there.
+
+    Sets environment variables that libtpu reads when it is loaded. Raises `UserError` where libtpu is not installed, or
+    does not know the slice.
+    """
+    if find_spec("libtpu") is None:
+        raise UserError(
+            "compiling for a TPU needs libtpu, of 640 MB: pip install 'mrcnn_jax[tpu]', or pip install libtpu"
+        )
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    # A chip of v4 is two devices unless its cores are told to act as one.
+    options = {"chip_config_name": "megacore"} if topology.kind == "v4" else {}
+    try:
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **options)
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"--topology={topology.name}: libtpu does not know this slice ({reason}): try one such as v5e:4x4"
+        ) from error
+    return topologies.make_mesh(devices, (len(devices.devices),), (distributed.AXIS,))
+
+
+def largest_bucket(config: ConfigDict) -> tuple[int, int]:
+    """Height and width of the padded shape with the most pixels, of several the first."""
+    buckets = [tuple(bucket) for bucket in config.data.buckets]
+    return max(buckets, key=lambda bucket: bucket[0] * bucket[1])
+
+
+def resolved(config: ConfigDict) -> ConfigDict:
+    """The config as training resolves it, but for what comes with data: classes and keypoints are the config's own."""
+    config = config.copy_and_resolve_references()
+    config.optimizer.freeze = (*config.optimizer.freeze, *zoo.frozen_prefixes(config.model))
+    return config
+
+
+def batch_shapes(config: ConfigDict, bucket: tuple[int, int], batch_size: int) -> tuple[list[ShapeDtypeStruct], Any]:
+    """The shapes of all arrays of a training batch of `batch_size` images, and the structure of a `Batch` of them.
+
+    One black image passes through the pipeline that training has, and its batch of one is made longer.
+    """
+    config = config.copy_and_resolve_references()
+    config.data.update({"buckets": (bucket,), "keep_empty": True, "num_workers": 0})
+    num_keypoints = config.model.keypoint.num_keypoints if config.data.keypoints and config.model.keypoint else 0
+    empty = np.zeros(0, np.float32)
+    proposals = None
+    if config.model.rpn is None:
+        proposals = Proposals(np.zeros((0, 4), np.float32), empty, np.zeros(0, bool))
+    record = Record(
+        image_id=0, source=np.zeros((*bucket, 3), np.uint8), height=bucket[0], width=bucket[1],
+        boxes=np.zeros((0, 4), np.float32), classes=np.zeros(0, np.int32), crowd=np.zeros(0, bool), areas=empty,
+        segmentations=(), keypoints=np.zeros((0, num_keypoints, 3), np.float32) if num_keypoints else None,
+        proposals=proposals,
+    )  # fmt: skip
+    category = Category(1, "object", tuple(map(str, range(num_keypoints))), tuple(range(num_keypoints)))
+    loader = pipeline.train_loader(Dataset((category,), [record]), config, config.seed, 1)
+    try:
+        one = next(loader)
+    finally:
+        loader.close()
+    arrays, structure = jax.tree.flatten(one)
+    # On a device an integer has 32 bits.
+    kinds = [(x.shape[1:], jax.dtypes.canonicalize_dtype(x.dtype)) for x in arrays]
+    return [ShapeDtypeStruct((batch_size, *shape), dtype) for shape, dtype in kinds], structure
+
+
+def train_program(
+    config: ConfigDict, mesh: Mesh, bucket: tuple[int, int], batch_size: int
+) -> tuple[Any, TrainState, list[ShapeDtypeStruct]]:
+    """The jitted step that `train` runs on this mesh, and shapes, with sharding, of the state and of a global batch.
+
+    The step takes a batch as the list of its arrays. `config` is one that `resolved` gave. Weights that
+    `config.train.init` names are not read, nor are data.
+    """
+    model = build(config.model, distributed.AXIS)
+    variables = variable_shapes(model)
+    tx, _ = optimizer(config, variables["params"])
+    state = jax.eval_shape(partial(init_state, optimizer=tx, ema=config.train.ema > 0), variables)
+    train_step = make_train_step(
+        model,
+        tx,
+        seed=config.seed,
+        accumulate=config.train.accumulate,
+        ema_decay=config.train.ema,
+        axis_name=distributed.AXIS,
+    )
+    arrays, structure = batch_shapes(config, bucket, batch_size)
+    step = distributed.data_parallel(
+        lambda state, arrays: train_step(state, jax.tree.unflatten(structure, arrays)), mesh, donate=True
+    )
+
+    def placed(tree: Any, spec: PartitionSpec) -> Any:
+        sharding = NamedSharding(mesh, spec)
+        return jax.tree.map(lambda x: ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+    return step, placed(state, PartitionSpec()), placed(arrays, PartitionSpec(distributed.AXIS))
+
+
+def compile_for_tpu(traced: jax.stages.Traced) -> Compiled | OutOfMemory:
+    """Compile for the chips that a step was traced for; raises what the compiler raises, but for lack of memory.
+
+    Arithmetic and traffic are the compiler's, and what loops repeat, which the compiler counts once.
+    """
+    lowered = traced.lower(lowering_platforms=("tpu",))
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        found = out_of_memory(str(error))
+        if found is None:
+            raise
+        if found.largest:
+            return found
+        text = lowered.as_text(dialect="hlo", debug_info=True)
+        return replace(found, largest=largest_arrays(text, compiled=False))
+    text, jaxpr = compiled.as_text() or "", traced.jaxpr.jaxpr
+    memory: Any = compiled.memory_analysis()
+    costs: Any = compiled.cost_analysis()
+    arguments, outputs = memory.argument_size_in_bytes, memory.output_size_in_bytes - memory.alias_size_in_bytes
+    # In `temp_size_in_bytes` gaps between arrays count twice; releases before 0.11 have nothing else.
+    allocated = getattr(memory, "total_allocation_bytes", 0)
+    return Compiled(
+        arguments=arguments,
+        temporaries=allocated - arguments - outputs if allocated else memory.temp_size_in_bytes,
+        outputs=outputs,
+        code=memory.generated_code_size_in_bytes,
+        peak=memory.peak_memory_in_bytes,
+        flops=costs["flops"] + 2 * (multiplications(jaxpr) - multiplications(jaxpr, loops_once=True)),
+        traffic=costs["bytes accessed"] + repeated_traffic(text),
+        text=text,
+    )
