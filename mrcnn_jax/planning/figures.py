@@ -138,7 +138,7 @@ def _fitting(report: Mapping[str, Any]) -> list[str]:
     ] or ["no collectives"]
     return [
         *told,
-        f"bound, as compiled: at most {bound['images_per_second']:.4g} images/s, by {bound['bound_by']} ({times})",
+        f"bound, as compiled: {bound['images_per_second']:.4g} images/s, by {bound['bound_by']} ({times})",
         f"host: {host['images_per_second']:.4g} images/s and {host['bytes_per_second'] / 1e9:.3g} GB/s to the chips on "
         f"each of {host['hosts']}, which takes {host['cores_needed']:.3g} of {host['cores']} cores at "
         f"{IMAGES_PER_CORE} images/s a core",
