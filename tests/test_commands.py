@@ -97,7 +97,7 @@ def test_a_run_that_is_stopped_twice_ends_in_the_same_bits(experiment, run, monk
     told = "mrcnn: stopped at step {}, saved in {}: run the same command to go on"
 
     with monkeypatch.context() as patch:
-        patch.setattr(Evaluator, "__call__", lambda *_: signal.raise_signal(signal.SIGINT))
+        patch.setattr(Evaluator, "__call__", lambda *_, **__: signal.raise_signal(signal.SIGINT))
         assert main([*arguments, "--config.train.eval_every=2"]) == 130
     assert capfd.readouterr().err.splitlines()[-1] == told.format(2, workdir)
     assert steps_saved(workdir) == {"2"}
