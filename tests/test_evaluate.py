@@ -179,8 +179,8 @@ def test_the_rule_of_a_model_is_that_of_its_conventions():
 def test_the_device_runs_one_batch_ahead(monkeypatch):
     """The next batch is handed to the device before the results of the last one are fetched."""
     events = []
-    fetch = jax.device_get
-    monkeypatch.setattr(jax, "device_get", lambda tree: events.append("fetch") or fetch(tree))
+    fetch = distributed.fetch
+    monkeypatch.setattr(distributed, "fetch", lambda tree: events.append("fetch") or fetch(tree))
 
     def detect(batch):
         events.append("start")

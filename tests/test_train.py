@@ -113,7 +113,7 @@ def test_killed_runs_end_in_the_same_bits(finished, tmp_path):
 
 
 def test_a_run_goes_on_with_another_number_of_devices(finished):
-    stop = "loop.MetricsWriter = lambda workdir, start: sys.exit(f'goes on from step {start}')"
+    stop = "loop.MetricsWriter = lambda workdir, start, enabled: sys.exit(f'goes on from step {start}')"
     process = in_a_process(finished[0], num_devices=1, before=stop)
     done = subprocess.run(**process, capture_output=True, text=True, check=False)
     assert done.stderr.strip().endswith(f"goes on from step {STEPS}")
