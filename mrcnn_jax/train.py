@@ -29,7 +29,7 @@ from mrcnn_jax.models.build import build
 from mrcnn_jax.optim import optimizer
 from mrcnn_jax.overview import parameter_table
 from mrcnn_jax.progress import Progress
-from mrcnn_jax.train_step import init_state, make_train_step
+from mrcnn_jax.train_step import configured_step, init_state
 
 
 def train(config: ConfigDict, workdir: Path, *, log: Callable[[str], None] = print) -> dict[str, float]:
@@ -81,14 +81,7 @@ def train(config: ConfigDict, workdir: Path, *, log: Callable[[str], None] = pri
     start = int(state.step)
     writer = MetricsWriter(workdir, start, enabled=together.first())
 
-    step_fn = make_train_step(
-        model,
-        tx,
-        seed=config.seed,
-        accumulate=config.train.accumulate,
-        ema_decay=config.train.ema,
-        axis_name=distributed.AXIS,
-    )
+    step_fn = configured_step(config, model, tx, distributed.AXIS)
     step_fn = distributed.data_parallel(step_fn, mesh, donate=True)
     evaluator = Evaluator(model, val_data, config, mesh)
 

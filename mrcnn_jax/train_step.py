@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 from jax import Array
+from ml_collections import ConfigDict
 
 from mrcnn_jax.models.rcnn import RCNN
 from mrcnn_jax.types import Batch
@@ -44,6 +45,20 @@ def init_state(variables: dict, optimizer: optax.GradientTransformation, *, ema:
         opt_state=optimizer.init(params),
         ema=jax.tree.map(jnp.copy, params) if ema else None,
         finite=jnp.array(True),
+    )
+
+
+def configured_step(
+    config: ConfigDict, model: RCNN, optimizer: optax.GradientTransformation, axis_name: str | None
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
+    """The step that an experiment trains with, of its model and optimiser: what is run, and what is planned."""
+    return make_train_step(
+        model,
+        optimizer,
+        seed=config.seed,
+        accumulate=config.train.accumulate,
+        ema_decay=config.train.ema,
+        axis_name=axis_name,
     )
 
 

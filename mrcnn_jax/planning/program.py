@@ -23,7 +23,7 @@ from mrcnn_jax.optim import optimizer
 from mrcnn_jax.planning.arithmetic import multiplications
 from mrcnn_jax.planning.chips import Topology
 from mrcnn_jax.planning.compiler_text import OutOfMemory, largest_arrays, out_of_memory, repeated_traffic
-from mrcnn_jax.train_step import TrainState, init_state, make_train_step
+from mrcnn_jax.train_step import TrainState, configured_step, init_state
 from mrcnn_jax.types import Proposals
 
 # libtpu looks for chips and for the machines around it unless it is told; its warnings are about chips not found.
@@ -131,14 +131,7 @@ def train_program(
     variables = variable_shapes(model)
     tx, _ = optimizer(config, variables["params"])
     state = jax.eval_shape(partial(init_state, optimizer=tx, ema=config.train.ema > 0), variables)
-    train_step = make_train_step(
-        model,
-        tx,
-        seed=config.seed,
-        accumulate=config.train.accumulate,
-        ema_decay=config.train.ema,
-        axis_name=distributed.AXIS,
-    )
+    train_step = configured_step(config, model, tx, distributed.AXIS)
     arrays, structure = batch_shapes(config, bucket, batch_size)
     step = distributed.data_parallel(
         lambda state, arrays: train_step(state, jax.tree.unflatten(structure, arrays)), mesh, donate=True
