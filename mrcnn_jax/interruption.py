@@ -1,7 +1,5 @@
 """Ctrl-C and SIGTERM, made to fall between two steps of a loop and not into one."""
 
-import multiprocessing
-import multiprocessing.connection
 import os
 import signal
 import threading
@@ -22,14 +20,16 @@ def leave_to_main_process() -> None:
     They also end when the main process is gone, which may have been killed and then cannot see to it.
     """
     signal.signal(signal.SIGINT, lambda *_: signal.signal(signal.SIGINT, signal.SIG_DFL))
-    parent = multiprocessing.parent_process()
+    # Here, since the command line imports this module, and few commands have workers.
+    from multiprocessing import connection, parent_process
+
+    def end_with(sentinel: int) -> None:
+        connection.wait([sentinel])
+        os._exit(1)
+
+    parent = parent_process()
     if parent is not None:
-        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
-
-
-def _end_with(sentinel: int) -> None:
-    multiprocessing.connection.wait([sentinel])
-    os._exit(1)
+        threading.Thread(target=end_with, args=(parent.sentinel,), daemon=True).start()
 
 
 class Interrupted(KeyboardInterrupt):
