@@ -43,6 +43,8 @@ def experiment(name: str, model: ConfigDict) -> ConfigDict:
         "log_images": False,
         # A run in which nothing happens for so long ends itself and shows where it stood.
         "stall_minutes": 30.0,
+        # Each device keeps and updates a part of the optimiser's state, instead of all of it.
+        "shard_optimizer": False,
         # As how many devices a CPU counts: its cores then work side by side.
         "cpu_devices": 1,
         # Weights to start from: a run's folder, a checkpoint, or a ResNet in an .npz. Empty: random.

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import math
 import os
 import platform
 from collections.abc import Callable, Iterator
@@ -19,6 +20,9 @@ from mrcnn_jax.hosts.place import Place
 from mrcnn_jax.interruption import Interrupted
 
 AXIS = "data"
+
+# Arrays of fewer numbers stay whole on every device: to bring the parts together would cost more than they save.
+_MIN_PARTS = 2**14
 
 # Parameters of glibc's `mallopt`.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
@@ -131,13 +135,54 @@ def shard(batch: Any, mesh: Mesh) -> Any:
     return jax.tree.map(put, batch)
 
 
+def whole(tree: Any, mesh: Mesh) -> Any:
+    """A sharding for each array: a copy on every device."""
+    return jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), tree)
+
+
+def in_parts(tree: Any, mesh: Mesh) -> Any:
+    """A sharding for each array: its longest axis, of those that divide, over all devices; small ones stay whole.
+
+    The rule reads shapes alone, so that a parameter, its gradient and its moments are cut alike.
+    """
+
+    def cut(x) -> NamedSharding:
+        axes = [axis for axis, length in enumerate(x.shape) if length % mesh.size == 0]
+        if not axes or math.prod(x.shape) < _MIN_PARTS:
+            return NamedSharding(mesh, PartitionSpec())
+        longest = max(axes, key=lambda axis: x.shape[axis])
+        return NamedSharding(mesh, PartitionSpec(*[None] * longest, AXIS))
+
+    return jax.tree.map(cut, tree)
+
+
+def sums(tree: Any, shardings: Any) -> Any:
+    """Inside `jax.shard_map`: each array's sum over all devices, of which a device gets the part that is its own."""
+
+    def add_up(x, sharding: NamedSharding):
+        if AXIS not in sharding.spec:
+            return jax.lax.psum(x, AXIS)
+        return jax.lax.psum_scatter(x, AXIS, scatter_dimension=tuple(sharding.spec).index(AXIS), tiled=True)
+
+    return jax.tree.map(add_up, tree, shardings)
+
+
+def place(tree: Any, shardings: Any) -> Any:
+    """Put arrays, which have to be the same on every host, where `shardings` say."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, shardings)
+
+    # `device_put` would compare each array over all hosts, one compilation a shape.
+    def put(x, sharding):
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    return jax.tree.map(put, tree, shardings)
+
+
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """Put a copy of every array, which has to be the same on every host, on every device."""
-    sharding = NamedSharding(mesh, PartitionSpec())
-    if jax.process_count() == 1:
-        return jax.device_put(tree, sharding)
-    # `device_put` would compare each array over all hosts, one compilation a shape.
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
+    return place(tree, whole(tree, mesh))
 
 
 def fetch(tree: Any) -> Any:
@@ -161,21 +206,27 @@ def own_rows(tree: Any) -> Any:
     return tree if jax.process_count() == 1 else fetch(tree)
 
 
-def data_parallel(step: Callable, mesh: Mesh, *, batch_outputs: bool = False, donate: bool = False) -> Callable:
-    """Compile `step(state, batch)` to run on each device's part of the batch.
-
-    `state` is replicated. The output is replicated too (the step has to make it equal by `psum`), or, with
-    `batch_outputs`, split like the batch.
-    """
+def data_parallel(function: Callable, mesh: Mesh) -> Callable:
+    """Compile `function(variables, batch)` to run on each device's part of the batch, with outputs split like it."""
     everywhere, split = PartitionSpec(), PartitionSpec(AXIS)
-    mapped = jax.shard_map(
-        step, mesh=mesh, in_specs=(everywhere, split), out_specs=split if batch_outputs else everywhere, check_vma=False
-    )
+    mapped = jax.shard_map(function, mesh=mesh, in_specs=(everywhere, split), out_specs=split, check_vma=False)
+    return _compiled(mapped, mesh)
+
+
+def compile_step(step: Callable, mesh: Mesh, shardings: Any) -> Callable:
+    """Compile `step(state, batch)`, which spreads its work itself; the state it gives takes the place of the old one.
+
+    `shardings` are those of the state. What else comes out is on every device.
+    """
+    return _compiled(step, mesh, donate_argnums=0, out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())))
+
+
+def _compiled(function: Callable, mesh: Mesh, **how: Any) -> Callable:
     options = None
     if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu":
         # A device's operations would otherwise be spread over all cores, where the other devices' are running too.
         options = {"xla_cpu_multi_thread_eigen": False}
-    compiled = jax.jit(mapped, donate_argnums=0 if donate else (), compiler_options=options)
+    compiled = jax.jit(function, compiler_options=options, **how)
     return compiled if jax.process_count() == 1 else _begun_together(compiled)
 
 

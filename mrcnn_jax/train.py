@@ -29,7 +29,7 @@ from mrcnn_jax.models.build import build
 from mrcnn_jax.optim import optimizer
 from mrcnn_jax.overview import parameter_table
 from mrcnn_jax.progress import Progress
-from mrcnn_jax.train_step import configured_step, init_state
+from mrcnn_jax.train_step import configured_step, init_state, state_shardings
 
 
 def train(config: ConfigDict, workdir: Path, *, log: Callable[[str], None] = print) -> dict[str, float]:
@@ -72,7 +72,9 @@ def train(config: ConfigDict, workdir: Path, *, log: Callable[[str], None] = pri
         log(line)
     tx, rate = optimizer(config, variables["params"])
     # On its devices before anything is restored, so that a checkpoint goes there from whatever devices it was saved on.
-    state = distributed.replicate(init_state(variables, tx, ema=config.train.ema > 0), mesh)
+    state = init_state(variables, tx, ema=config.train.ema > 0)
+    shardings = state_shardings(state, mesh, shard_optimizer=config.train.shard_optimizer)
+    state = distributed.place(state, shardings)
 
     restored = checkpoints.restore(state)
     if restored is not None:
@@ -81,8 +83,7 @@ def train(config: ConfigDict, workdir: Path, *, log: Callable[[str], None] = pri
     start = int(state.step)
     writer = MetricsWriter(workdir, start, enabled=together.first())
 
-    step_fn = configured_step(config, model, tx, distributed.AXIS)
-    step_fn = distributed.data_parallel(step_fn, mesh, donate=True)
+    step_fn = distributed.compile_step(configured_step(config, model, tx, mesh), mesh, shardings)
     evaluator = Evaluator(model, val_data, config, mesh)
 
     def loader(first_step: int, index: int = jax.process_index(), count: int = jax.process_count()):
@@ -94,7 +95,9 @@ def train(config: ConfigDict, workdir: Path, *, log: Callable[[str], None] = pri
         checkpoints.close()
         # The whole batch, over several hosts too: it is looked at layer by layer, by each host for itself.
         step, batch = int(state.step), next(iter(loader(int(state.step), 0, 1)))
-        culprit = first_non_finite(build(config.model), distributed.fetch(state), batch, config.seed)
+        culprit = first_non_finite(
+            build(config.model), distributed.fetch(state.replace(opt_state=())), batch, config.seed
+        )
         saved = checkpoints.latest_step()
         kept = "No checkpoint was saved yet" if saved is None else f"The last good checkpoint is that of step {saved}"
         raise UserError(

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 from jax import Array
+from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
+from mrcnn_jax import distributed
 from mrcnn_jax.models.rcnn import RCNN
 from mrcnn_jax.types import Batch
 
@@ -48,8 +50,17 @@ def init_state(variables: dict, optimizer: optax.GradientTransformation, *, ema:
     )
 
 
+def state_shardings(state: TrainState, mesh: Mesh, *, shard_optimizer: bool) -> TrainState:
+    """Where each array of a state goes: a copy to every device; with `shard_optimizer`, of the optimiser's a part.
+
+    After ZeRO's first stage (Rajbhandari et al., 2020). `state` may be one of shapes.
+    """
+    whole = distributed.whole(state, mesh)
+    return whole.replace(opt_state=distributed.in_parts(state.opt_state, mesh)) if shard_optimizer else whole
+
+
 def configured_step(
-    config: ConfigDict, model: RCNN, optimizer: optax.GradientTransformation, axis_name: str | None
+    config: ConfigDict, model: RCNN, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """The step that an experiment trains with, of its model and optimiser: what is run, and what is planned."""
     return make_train_step(
@@ -58,7 +69,8 @@ def configured_step(
         seed=config.seed,
         accumulate=config.train.accumulate,
         ema_decay=config.train.ema,
-        axis_name=axis_name,
+        mesh=mesh,
+        shard_optimizer=config.train.shard_optimizer,
     )
 
 
@@ -69,17 +81,21 @@ def make_train_step(
     seed: int,
     accumulate: int = 1,
     ema_decay: float = 0.0,
-    axis_name: str | None = None,
+    mesh: Mesh | None = None,
+    shard_optimizer: bool = False,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
-    """A step on this device's part of the batch; with `axis_name`, sums over the devices of that mesh axis.
+    """A step over a whole batch, of which each device of the mesh takes its part; without a mesh, one does it all.
 
     Every loss term is its total over all images and devices divided by its weight over all of them, so the result does
-    not depend on how images are spread. With `accumulate` the part is cut into that many micro-batches, one after the
-    other; each is normalised by its own weights and the gradients are averaged, as every framework does.
+    not depend on how images are spread. With `accumulate` a device's part is cut into that many micro-batches, one
+    after the other; each is normalised by its own weights and the gradients are averaged, as every framework does.
+
+    With `shard_optimizer` each device gets the sum of a part of the gradient and updates that part; the parameters are
+    then put together on all. To be compiled by `distributed.compile_step` with the shardings of `state_shardings`.
     """
 
     def add_up(x: Any) -> Any:
-        return x if axis_name is None else jax.lax.psum(x, axis_name)
+        return x if mesh is None else jax.lax.psum(x, distributed.AXIS)
 
     def loss_fn(params: Any, batch_stats: Any, batch: Batch, key: Array):
         variables = {"params": params, "batch_stats": batch_stats}
@@ -88,28 +104,45 @@ def make_train_step(
         shares = {name: total / jnp.maximum(weights[name], 1.0) for name, (total, _) in losses.items()}
         return sum(shares.values()), (shares, watched, updates.get("batch_stats", {}))
 
-    def gradient(state: TrainState, batch: Batch, key: Array):
+    def at_once(params: Any, batch_stats: Any, batch: Batch, key: Array):
         (_, (shares, watched, stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-            state.params, state.batch_stats, batch, key
+            params, batch_stats, batch, key
         )
         return grads, shares, watched, stats
 
-    def accumulated(state: TrainState, batch: Batch, key: Array):
+    def accumulated(params: Any, batch_stats: Any, batch: Batch, key: Array):
         micro = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
 
         def one(carry, batch):
-            grads, shares, watched, stats = gradient(state.replace(batch_stats=carry[1]), batch, key)
+            grads, shares, watched, stats = at_once(params, carry[1], batch, key)
             return (jax.tree.map(jnp.add, carry[0], grads), stats), (shares, watched)
 
-        zeros = jax.tree.map(jnp.zeros_like, state.params)
-        (grads, stats), (shares, watched) = jax.lax.scan(one, (zeros, state.batch_stats), micro)
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        (grads, stats), (shares, watched) = jax.lax.scan(one, (zeros, batch_stats), micro)
         grads, shares = jax.tree.map(lambda x: x / accumulate, grads), jax.tree.map(jnp.mean, shares)
         return grads, shares, jax.tree.map(jnp.sum, watched), stats
 
+    def gradient(step: Array, params: Any, batch_stats: Any, batch: Batch):
+        """Of the whole batch, the shares of the losses in it, what is watched, and the new buffers."""
+        one_device = at_once if accumulate == 1 else accumulated
+        if mesh is None:
+            return one_device(params, batch_stats, batch, jax.random.fold_in(jax.random.key(seed), step))
+        places = (distributed.in_parts if shard_optimizer else distributed.whole)(params, mesh)
+
+        def each_device(step, params, batch_stats, batch):
+            key = jax.random.fold_in(jax.random.key(seed), step)
+            grads, shares, watched, stats = one_device(params, batch_stats, batch, key)
+            return distributed.sums(grads, places), add_up(shares), add_up(watched), stats
+
+        everywhere, split = PartitionSpec(), PartitionSpec(distributed.AXIS)
+        out_specs = (jax.tree.map(lambda place: place.spec, places), everywhere, everywhere, everywhere)
+        in_specs = (everywhere, everywhere, everywhere, split)
+        return jax.shard_map(each_device, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)(
+            step, params, batch_stats, batch
+        )
+
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-        grads, shares, watched, stats = (gradient if accumulate == 1 else accumulated)(state, batch, key)
-        grads, shares, watched = add_up((grads, shares, watched))
+        grads, shares, watched, stats = gradient(state.step, state.params, state.batch_stats, batch)
         loss, norm = sum(shares.values()), optax.tree.norm(grads)
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

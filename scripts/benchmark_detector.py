@@ -16,7 +16,7 @@ from mrcnn_jax.checkpoints.initial import initial_variables
 from mrcnn_jax.models import architectures, zoo
 from mrcnn_jax.models.build import build
 from mrcnn_jax.optim import optimizer
-from mrcnn_jax.train_step import init_state, make_train_step
+from mrcnn_jax.train_step import init_state, make_train_step, state_shardings
 from mrcnn_jax.types import Batch, GroundTruth
 
 # Objects in every image. Their sizes run from a tenth to six tenths of the shorter side, evenly in the logarithm.
@@ -45,12 +45,13 @@ class Detector:
         _silence_branches(variables)
         tx, _ = optimizer(self.config, variables["params"])
         self.variables = distributed.replicate(variables, mesh)
-        self.state = distributed.replicate(init_state(variables, tx, ema=False), mesh)
+        state = init_state(variables, tx, ema=False)
+        shardings = state_shardings(state, mesh, shard_optimizer=False)
+        self.state = distributed.place(state, shardings)
         self.batch = distributed.shard(synthetic_batch(settings), mesh)
-        step = make_train_step(model, tx, seed=0, axis_name=distributed.AXIS)
-        self._train = distributed.data_parallel(step, mesh, donate=True)
+        self._train = distributed.compile_step(make_train_step(model, tx, seed=0, mesh=mesh), mesh, shardings)
         self._detect = distributed.data_parallel(
-            lambda variables, batch: model.apply(variables, batch, method="detect"), mesh, batch_outputs=True
+            lambda variables, batch: model.apply(variables, batch, method="detect"), mesh
         )
         self._lowered: dict[str, jax.stages.Lowered] = {}
         self._programs: dict[str, jax.stages.Compiled] = {}

@@ -56,9 +56,9 @@ def alone(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory):
-    """Two hosts of two devices until one gets a SIGTERM, then one host of four to the end."""
+    """Two hosts of two devices, which share the optimiser's state, until one gets a SIGTERM; then one host of four."""
     workdir, logs = tmp_path_factory.mktemp("two"), tmp_path_factory.mktemp("logs")
-    hosts = start(workdir, logs)
+    hosts = start(workdir, logs, "train.shard_optimizer=True")
     until = time.monotonic() + 400
     while not (workdir / "checkpoints" / str(FIRST)).exists():
         assert time.monotonic() < until

@@ -4,7 +4,9 @@ The files that Orbax writes have checksums of their tables, not of the numbers: 
 array of weights is read as if nothing was.
 """
 
+import functools
 import json
+import operator
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -12,11 +14,17 @@ from typing import Any
 import jax
 import numpy as np
 
+from mrcnn_jax.hosts import together
+
 
 def of_arrays(tree: Any) -> dict[str, int]:
-    """The CRC-32 of every array of a tree, by its path ('params/backbone/stem/conv/kernel')."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {"/".join(map(_name, path)): _crc(leaf) for path, leaf in leaves}
+    """The CRC-32 of every array of a tree, by its path ('params/backbone/stem/conv/kernel').
+
+    All hosts call it together where they have parts of an array each.
+    """
+    leaves = {"/".join(map(_name, path)): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    found = {name: _crc(leaf) for name, leaf in leaves.items() if not _in_parts(leaf)}
+    return found | _of_parts({name: leaf for name, leaf in leaves.items() if _in_parts(leaf)})
 
 
 def of_text(values: Mapping[str, Any]) -> int:
@@ -35,6 +43,32 @@ def require(found: Mapping[str, int], saved: Mapping[str, int]) -> None:
 def _crc(x: Any) -> int:
     # As bytes: a bfloat16 has no buffer of its own.
     return zlib.crc32(np.ascontiguousarray(x).reshape(-1).view(np.uint8))
+
+
+def _in_parts(x: Any) -> bool:
+    return isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated)
+
+
+def _of_parts(arrays: Mapping[str, jax.Array]) -> dict[str, int]:
+    """A CRC is linear: that of the sum (XOR) of all hosts' texts follows from theirs and from that of zeros."""
+    if not arrays:
+        return {}
+    everybody = together.gather({name: _crc(_own_part(x)) for name, x in arrays.items()})
+    found = {}
+    # On the first host alone.
+    for name, x in arrays.items() if everybody else ():
+        zeros = _crc(np.zeros(x.shape, x.dtype)) if len(everybody) % 2 == 0 else 0
+        found[name] = functools.reduce(operator.xor, (sums[name] for sums in everybody), zeros)
+    return together.share(found)
+
+
+def _own_part(x: jax.Array) -> np.ndarray:
+    """The whole array, with zeros where it is another host's; of the hosts that have a number, one gives it."""
+    part = np.zeros(x.shape, x.dtype)
+    for shard in x.addressable_shards:
+        if shard.replica_id == 0:
+            part[shard.index] = shard.data
+    return part
 
 
 def _name(key: Any) -> str:

@@ -24,6 +24,7 @@ MAY_CHANGE = (
     "train.log_every",
     "train.log_images",
     "train.stall_minutes",
+    "train.shard_optimizer",
     "train.eval_every",
     "train.save_every",
     "train.keep",

@@ -138,8 +138,8 @@ class Checkpoints:
             # Whatever half-written or damaged files make Orbax raise; its exceptions have no common class.
             except Exception as error:
                 restored, failure = None, _first_line(error)
-            # What one host cannot read, none goes on from.
-            failure = together.share(next(filter(None, together.gather(failure)), None))
+            # What one host cannot read, none goes on from; and only what all have read can be checked by all.
+            failure = _of_any_host(failure) or _of_any_host(self._damage(candidate, restored))
             if failure is not None:
                 failures[candidate] = failure
                 continue
@@ -172,10 +172,16 @@ class Checkpoints:
             step,
             args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), data=ocp.args.JsonRestore()),
         )
-        data_state = dict(items["data"])
-        found = checksums.of_arrays(items["state"]) | {"data": checksums.of_text(data_state)}
-        checksums.require(found, _saved_checksums(self._workdir / _FOLDER / str(step)))
-        return Restored(items["state"], data_state, step)
+        return Restored(items["state"], dict(items["data"]), step)
+
+    def _damage(self, step: int, restored: Restored) -> str | None:
+        """What is not as it was saved, in words."""
+        found = checksums.of_arrays(restored.state) | {"data": checksums.of_text(restored.data_state)}
+        try:
+            checksums.require(found, _saved_checksums(self._workdir / _FOLDER / str(step)))
+        except (OSError, ValueError) as error:
+            return _first_line(error)
+        return None
 
     def _set_aside(self, failures: Mapping[int, str], taken: int) -> None:
         for step, reason in failures.items():
@@ -189,6 +195,10 @@ class Checkpoints:
         if failures:
             together.share(None)
             self._manager.reload()
+
+
+def _of_any_host(failure: str | None) -> str | None:
+    return together.share(next(filter(None, together.gather(failure)), None))
 
 
 def load_params(path: str | Path) -> tuple[Any, Any, dict[str, Any]]:

@@ -25,7 +25,7 @@ class Proposer:
     def __init__(self, model: nn.Module, config: ConfigDict, mesh: Mesh):
         self._config, self._mesh = config, mesh
         self._find = distributed.data_parallel(
-            lambda variables, batch: model.apply(variables, batch, method="find_proposals"), mesh, batch_outputs=True
+            lambda variables, batch: model.apply(variables, batch, method="find_proposals"), mesh
         )
 
     def __call__(self, variables: dict, dataset: Dataset) -> Iterator[tuple[int, Proposals]]:

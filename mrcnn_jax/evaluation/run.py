@@ -67,9 +67,7 @@ class Evaluator:
     def _compiled(self, method: str) -> Callable:
         """A method of the model as a function of variables and what is dealt out to the devices."""
         return distributed.data_parallel(
-            lambda variables, inputs: self._model.apply(variables, *inputs, method=method),
-            self._mesh,
-            batch_outputs=True,
+            lambda variables, inputs: self._model.apply(variables, *inputs, method=method), self._mesh
         )
 
     def _detected(self, variables: dict) -> Iterator[tuple[Batch, Detections]]:

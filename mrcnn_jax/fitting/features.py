@@ -44,9 +44,7 @@ class RegionFeatures:
         self._variables, self._mesh, self._config = variables, mesh, config
         part = ("scores", "deltas").index(which)
         self._compiled = distributed.data_parallel(
-            lambda variables, batch: model.apply(variables, batch, method="region_features")[part],
-            mesh,
-            batch_outputs=True,
+            lambda variables, batch: model.apply(variables, batch, method="region_features")[part], mesh
         )
 
     def __call__(self, *, over: float | None = None, first: int | None = None) -> Iterator[Regions]:

@@ -23,7 +23,7 @@ from mrcnn_jax.optim import optimizer
 from mrcnn_jax.planning.arithmetic import multiplications
 from mrcnn_jax.planning.chips import Topology
 from mrcnn_jax.planning.compiler_text import OutOfMemory, largest_arrays, out_of_memory, repeated_traffic
-from mrcnn_jax.train_step import TrainState, configured_step, init_state
+from mrcnn_jax.train_step import TrainState, configured_step, init_state, state_shardings
 from mrcnn_jax.types import Proposals
 
 # libtpu looks for chips and for the machines around it unless it is told; its warnings are about chips not found.
@@ -131,17 +131,18 @@ def train_program(
     variables = variable_shapes(model)
     tx, _ = optimizer(config, variables["params"])
     state = jax.eval_shape(partial(init_state, optimizer=tx, ema=config.train.ema > 0), variables)
-    train_step = configured_step(config, model, tx, distributed.AXIS)
+    shardings = state_shardings(state, mesh, shard_optimizer=config.train.shard_optimizer)
+    train_step = configured_step(config, model, tx, mesh)
     arrays, structure = batch_shapes(config, bucket, batch_size)
-    step = distributed.data_parallel(
-        lambda state, arrays: train_step(state, jax.tree.unflatten(structure, arrays)), mesh, donate=True
+    step = distributed.compile_step(
+        lambda state, arrays: train_step(state, jax.tree.unflatten(structure, arrays)), mesh, shardings
     )
 
-    def placed(tree: Any, spec: PartitionSpec) -> Any:
-        sharding = NamedSharding(mesh, spec)
-        return jax.tree.map(lambda x: ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+    def placed(x, sharding: NamedSharding) -> ShapeDtypeStruct:
+        return ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
-    return step, placed(state, PartitionSpec()), placed(arrays, PartitionSpec(distributed.AXIS))
+    split = NamedSharding(mesh, PartitionSpec(distributed.AXIS))
+    return step, jax.tree.map(placed, state, shardings), [placed(x, split) for x in arrays]
 
 
 def compile_for_tpu(traced: jax.stages.Traced) -> Compiled | OutOfMemory:
