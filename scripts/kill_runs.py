@@ -10,7 +10,6 @@ ended, no checkpoint may be unreadable, and the run is started again. OUT/kills.
 
 import argparse
 import json
-import os
 import random
 import signal
 import subprocess
@@ -86,11 +85,7 @@ def _command(workdir: Path, options: argparse.Namespace) -> list[str]:
 
 
 def _env(options: argparse.Namespace) -> dict[str, str]:
-    # Compiling takes most of such a run: the least of it, and kept.
-    flags = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
-    if jax.__version_info__ < (0, 11):  # The older fusion compiles in less than half the time; 0.12 knows no such flag.
-        flags += " --xla_cpu_use_fusion_emitters=false"
-    return {"JAX_COMPILATION_CACHE_DIR": str(options.out / "cache"), **os.environ, "XLA_FLAGS": flags}
+    return local_hosts.quick(options.out / "cache")
 
 
 def _disturb(event: str, workdir: Path, options: argparse.Namespace, random_: random.Random) -> dict:

@@ -5,13 +5,24 @@
 Their output goes to this terminal. Of each, the exit status is told; this script's own is the largest.
 """
 
+import os
 import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 Env = Mapping[str, str] | None
+
+
+def quick(cache: Path) -> dict[str, str]:
+    """This process's environment, but that little time goes into compiling, which is most of a short run's."""
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+    if version("jax").startswith("0.10."):
+        # XLA's older way to fuse operations takes half the time; later versions know no such flag.
+        flags += " --xla_cpu_use_fusion_emitters=false"
+    return {"JAX_COMPILATION_CACHE_DIR": str(cache), **os.environ, "XLA_FLAGS": flags}
 
 
 def free_port() -> int:

@@ -313,23 +313,58 @@ def _interpolation(spec: _Spec, rois: _Rois, axis: int, length: int) -> Array:
     return lax.fori_loop(0, spec.ratio or batch_max(taps), add, start)
 
 
-def _matmul(spec: _Spec, pyramid: tuple[Array, ...], rois: _Rois) -> Array:
-    # A matrix unit rounds its inputs to bfloat16, which only maps that already are bfloat16 can bear.
-    product = partial(jnp.einsum, precision=lax.Precision.HIGHEST if spec.dtype == jnp.float32 else None)
+def _product(spec: _Spec, equation: str, a: Array, b: Array) -> Array:
+    """A product in float32 of what is read in the maps' type.
 
+    A matrix unit rounds its inputs to bfloat16 by itself, so that where the maps are bfloat16 it loses nothing to keep
+    the matrices and what is between two products in it; float32 maps need several passes.
+    """
+    precision = lax.Precision.HIGHEST if spec.dtype == jnp.float32 else None
+    a, b = a.astype(spec.dtype), b.astype(spec.dtype)
+    return jnp.einsum(equation, a, b, precision=precision, preferred_element_type=jnp.float32)
+
+
+def _matrices(spec: _Spec, rois: _Rois, level: int) -> tuple[Array, Array]:
+    """Those of one level, along its longer side and along the other; a box of another level has zeros."""
+    here = rois._replace(taps=jnp.where((rois.level == level)[:, None], rois.taps, 0))
+    axes = (1, 0) if _is_wide(spec, level) else (0, 1)
+    first, second = (_interpolation(spec, here, axis, spec.shapes[level][axis]) for axis in axes)
+    return first, second
+
+
+def _is_wide(spec: _Spec, level: int) -> bool:
+    """Whether columns are to be pooled before lines: the longer side first, which leaves less between the products."""
+    height, width, _ = spec.shapes[level]
+    return width > height
+
+
+def _matmul(spec: _Spec, pyramid: tuple[Array, ...], rois: _Rois) -> Array:
     def pool(rois):
         total = 0
         for level, features in enumerate(pyramid):
-            here = rois._replace(taps=jnp.where((rois.level == level)[:, None], rois.taps, 0))
-            lines, columns = (_interpolation(spec, here, axis, features.shape[axis]) for axis in (0, 1))
-            pooled = product("npy,yxc->npxc", lines, features.astype(jnp.float32))
-            total = total + product("nqx,npxc->npqc", columns, pooled)
-        return total
+            first, second = _matrices(spec, rois, level)
+            wide = int(_is_wide(spec, level))
+            between = _product(spec, "nal,lsc->nasc", first, features.swapaxes(0, wide))
+            total = total + _product(spec, "nbs,nasc->nabc", second, between).swapaxes(1, 1 + wide)
+        return total.astype(spec.dtype)
 
     pooled = lax.map(pool, _chunks(rois, _MATMUL_CHUNK))
-    return pooled.reshape(-1, *pooled.shape[2:])[: rois.level.shape[0]].astype(spec.dtype)
+    return pooled.reshape(-1, *pooled.shape[2:])[: rois.level.shape[0]]
 
 
 def _matmul_transpose(spec: _Spec, cotangent: Array, rois: _Rois) -> tuple[Array, ...]:
-    zeros = tuple(jnp.zeros_like(cotangent, spec.dtype, shape) for shape in spec.shapes)
-    return jax.vjp(lambda pyramid: _matmul(spec, pyramid, rois), zeros)[1](cotangent)[0]
+    wide = [int(_is_wide(spec, level)) for level in range(len(spec.shapes))]
+
+    def add(totals, part):
+        cotangent, rois = part
+        after = []
+        for level, total in enumerate(totals):
+            first, second = _matrices(spec, rois, level)
+            between = _product(spec, "nbs,nabc->nasc", second, cotangent.swapaxes(1, 1 + wide[level]))
+            after.append(total + _product(spec, "nal,nasc->lsc", first, between))
+        return tuple(after), None
+
+    shapes = [(w, h, c) if swap else (h, w, c) for (h, w, c), swap in zip(spec.shapes, wide, strict=True)]
+    zeros = tuple(jnp.zeros_like(cotangent, jnp.float32, shape) for shape in shapes)
+    totals, _ = lax.scan(add, zeros, _chunks((cotangent, rois), _MATMUL_CHUNK))
+    return tuple(total.swapaxes(0, swap).astype(spec.dtype) for total, swap in zip(totals, wide, strict=True))

@@ -1,0 +1,141 @@
+"""Any number of hosts does the same: one, two and four processes of this machine, and runs that go on with another.
+
+    python scripts/host_counts.py --out=runs/host_counts [--steps=20]
+
+First a run of `scripts/tiny_hosts.py` (Mask R-CNN on drawn shapes, four devices in all) by one, two and four hosts:
+how far parameters and losses are from one host's at the most, whether metrics.json is the same, and what `mrcnn eval`
+by as many hosts says of one host's checkpoint. Then an RPN for two epochs of 100 images: a run by some hosts gets a
+SIGTERM within an epoch, and others go on; each image of an epoch has to be seen once. OUT/host_counts.json has it all.
+"""
+
+import argparse
+import csv
+import json
+import shutil
+import signal
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import jax
+import local_hosts
+import numpy as np
+
+from mrcnn_jax.checkpoints.state import load_params
+from mrcnn_jax.evaluation.results import write_json
+
+CONFIG = Path(__file__).with_name("tiny_hosts.py")
+COUNTS, DEVICES = (1, 2, 4), 4
+# From so many hosts to so many.
+CHANGES = ((4, 1), (4, 2), (1, 4), (2, 4))
+# Two epochs; the first part of a run ends in the first one, or soon after.
+IMAGES, BATCH, EPOCHS, SAVED = 100, 4, 2, 10
+LIMIT = 1800
+
+
+def main() -> None:
+    """Run all, print what was found, and fail where it is not the same."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--steps", type=int, default=20, help="of the first comparison (%(default)s)")
+    options = parser.parse_args()
+    if options.out.exists():
+        sys.exit(f"error: {options.out} exists: choose another folder")
+    result = {"steps": options.steps, "hosts": _by_all(options.out, options.steps), "changes": _changes(options.out)}
+    write_json(result, options.out / "host_counts.json")
+    print(json.dumps(result, indent=2))
+    same = all(
+        run["parameters"] <= 1e-5 and run["losses"] <= 1e-5 and run["same_metrics"] and run["same_evaluation"]
+        for run in result["hosts"]
+    )
+    if not same or any(change["images"] != [IMAGES] * EPOCHS for change in result["changes"]):
+        sys.exit("error: not the same")
+
+
+def _by_all(out: Path, steps: int) -> list[dict]:
+    """What the runs by two and four hosts differ in from that by one."""
+    keys = {"train.steps": steps, "train.eval_every": steps, "train.save_every": steps}
+    for count in COUNTS:
+        _run(out, count, "train", [f"--config={CONFIG}", f"--workdir={out / str(count)}"], keys)
+        _run(out, count, "eval", [f"--workdir={out / '1'}", f"--json={out / f'eval_{count}.json'}"], {})
+    one, found = out / "1", []
+    for count in COUNTS[1:]:
+        other = out / str(count)
+        pairs = zip(jax.tree.leaves(load_params(one)[0]), jax.tree.leaves(load_params(other)[0]), strict=True)
+        losses = zip(_losses(one), _losses(other), strict=True)
+        found.append({
+            "hosts": count,
+            "parameters": max(float(np.abs(a - b).max()) for a, b in pairs),
+            "losses": max(abs(a - b) / a for a, b in losses),
+            "same_metrics": (one / "metrics.json").read_bytes() == (other / "metrics.json").read_bytes(),
+            "same_evaluation": (out / "eval_1.json").read_bytes() == (out / f"eval_{count}.json").read_bytes(),
+        })  # fmt: skip
+    return found
+
+
+def _changes(out: Path) -> list[dict]:
+    """How many images of each epoch are seen, where other hosts go on with a run that was stopped within one."""
+    steps, found = EPOCHS * IMAGES // BATCH, []
+    keys = {
+        "train.steps": steps, "train.eval_every": steps, "train.save_every": SAVED, "train.log_images": True,
+        "data.num_train": IMAGES,
+    }  # fmt: skip
+    stopped: dict[int, tuple[Path, int]] = {}
+    for before, after in CHANGES:
+        if before not in stopped:
+            stopped[before] = _stopped(out, before, keys)
+        workdir, step = out / f"{before}_to_{after}", stopped[before][1]
+        shutil.copytree(stopped[before][0], workdir)
+        _run(out, after, "train", [f"--config={CONFIG}:rpn", f"--workdir={workdir}"], keys)
+        found.append({"hosts": [before, after], "stopped": step, "images": _images(workdir)})
+    return found
+
+
+def _stopped(out: Path, count: int, keys: dict) -> tuple[Path, int]:
+    """A run by `count` hosts that one SIGTERM has ended within an epoch, and after how many steps."""
+    workdir = out / f"{count}_stopped"
+    hosts = _start(out, count, "train", [f"--config={CONFIG}:rpn", f"--workdir={workdir}"], keys)
+    until = time.monotonic() + LIMIT
+    while not (workdir / "checkpoints" / str(SAVED)).exists():
+        if time.monotonic() > until or any(host.poll() is not None for host in hosts):
+            sys.exit(f"error: the run by {count} hosts made no checkpoint: see {out / 'logs'}")
+        time.sleep(0.01)
+    hosts[-1].send_signal(signal.SIGTERM)
+    statuses = [host.wait(120) for host in hosts]
+    step = max(int(folder.name) for folder in (workdir / "checkpoints").iterdir())
+    if set(statuses) != {143} or step % (IMAGES // BATCH) == 0:
+        sys.exit(f"error: the run by {count} hosts ended with {statuses} after step {step}: try again")
+    return workdir, step
+
+
+def _images(workdir: Path) -> list[int]:
+    """How many different images each epoch had; a negative number where one was seen twice."""
+    per_epoch = [Counter() for _ in range(EPOCHS)]
+    for file in (workdir / "images").iterdir():
+        for line in file.read_text().splitlines():
+            step, *ids = map(int, line.split(","))
+            per_epoch[(step - 1) // (IMAGES // BATCH)].update(ids)
+    return [len(seen) if seen.total() == len(seen) else -len(seen) for seen in per_epoch]
+
+
+def _losses(workdir: Path) -> list[float]:
+    with (workdir / "metrics.csv").open() as file:
+        return [float(row["loss"]) for row in csv.DictReader(file) if row["loss"]]
+
+
+def _start(out: Path, count: int, command: str, arguments: list[str], keys: dict) -> list:
+    # What is evaluated brings its own config.
+    keys = keys | {"train.cpu_devices": DEVICES // count} if command == "train" else keys
+    overrides = [f"--config.{key}={value}" for key, value in keys.items()]
+    return local_hosts.start(count, [command, *arguments, *overrides], out / "logs", local_hosts.quick(out / "cache"))
+
+
+def _run(out: Path, count: int, command: str, arguments: list[str], keys: dict) -> None:
+    statuses = [host.wait(LIMIT) for host in _start(out, count, command, arguments, keys)]
+    if any(statuses):
+        sys.exit(f"error: `mrcnn {command}` by {count} hosts ended with {statuses}: see {out / 'logs'}")
+
+
+if __name__ == "__main__":
+    main()
