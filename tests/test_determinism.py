@@ -3,12 +3,15 @@
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from mrcnn_jax import cli, determinism
 from mrcnn_jax.config_files import load_config
+from mrcnn_jax.errors import UserError
+from mrcnn_jax.hosts import together
 from mrcnn_jax.train import train
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
@@ -56,6 +59,19 @@ def test_the_command_line_says_that_it_changes_nothing(capsys, monkeypatch, comm
     monkeypatch.setattr(determinism, "_plugins", lambda: [])
     assert cli.main([*command, "--config=gone.py", "--deterministic"]) == 2
     assert "--deterministic changes nothing here" in capsys.readouterr().out
+
+
+def test_several_hosts_agree_about_it(capsys, monkeypatch):
+    def differs(values, remedy):
+        raise UserError(f"{values}: {remedy}")
+
+    monkeypatch.setattr(determinism, "_plugins", lambda: [])
+    monkeypatch.setattr("mrcnn_jax.distributed.joined", lambda place, wait: nullcontext())
+    monkeypatch.setattr(together, "same", differs)
+    hosts = ["--coordinator=127.0.0.1:1", "--num-processes=2", "--process-id=0"]
+    for flags, value in ((["--deterministic"], True), ([], False)):
+        assert cli.main(["train", "--config=gone.py", "--workdir=runs/x", *hosts, *flags]) == 2
+        assert f"{{'--deterministic': {value}}}: give it to all hosts or to none" in capsys.readouterr().err
 
 
 def test_every_jaxlib_knows_the_flag():
