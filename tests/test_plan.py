@@ -128,6 +128,15 @@ def test_collectives_are_counted_with_their_bytes():
     assert collectives("ENTRY %main () -> f32[] {\n}\n") == ()
 
 
+def test_collectives_for_gpus_start_with_operands_and_results():
+    text = """\
+  %all-reduce-start.2 = ((f32[2048]{0}, f32[8]{0}), (f32[2048]{0}, f32[8]{0})) all-reduce-start(%a.1, %a.2)
+  %all-reduce-done.2 = (f32[2048]{0}, f32[8]{0}) all-reduce-done(%all-reduce-start.2)
+  %all-reduce-start.3 = f32[16]{0} all-reduce-start(%a.3), channel_id=2
+"""
+    assert collectives(text) == (Collectives("all-reduce", 2, 4 * (2048 + 8 + 16)),)
+
+
 def test_rings_send_what_theory_says():
     assert Collectives("all-reduce", 1, 800).sent(4) == 2 * 800 * 3 / 4
     assert Collectives("all-gather", 1, 800).sent(4) == 800 * 3 / 4
@@ -475,6 +484,7 @@ def test_compiles_for_a_tpu(capsys, tmp_path):
         "--config.model.dtype=bfloat16",
     ])  # fmt: skip
     jax.config.update("jax_optimization_level", "UNKNOWN")
+    jax.config.update("jax_enable_compilation_cache", True)
     report = json.loads(file.read_text())
     assert status == 0
     assert "fits" in capsys.readouterr().out
@@ -482,8 +492,17 @@ def test_compiles_for_a_tpu(capsys, tmp_path):
     assert report["collectives"] == []
 
 
+@pytest.fixture
+def no_program_is_kept():
+    """What is compiled for chips that are not here cannot be read back."""
+    before = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9)
+    yield
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
+
+
 @pytest.mark.skipif(not cuda_plugin(), reason="needs JAX's CUDA plugin: pip install 'jax[cuda13]'")
-def test_compiles_for_gpus():
+def test_compiles_for_gpus(no_program_is_kept):
     """Of eight, which are not here: their sums meet in all-reduces, and what is too large is told."""
     topology = parse_topology("h100:8")
     mesh = mesh_of(topology)

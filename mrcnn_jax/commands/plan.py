@@ -48,6 +48,8 @@ def run(
     batch_per_chip = _batch_per_chip(config, topology, batch_per_chip)
     # The chips are the compiler's; nothing runs on whatever accelerator is here.
     jax.config.update("jax_platforms", "cpu")
+    # What is compiled for chips that are not here cannot be read back from it.
+    jax.config.update("jax_enable_compilation_cache", False)
     mesh = mesh_of(topology)
     # What XLA does for GPUs takes a minute, and is not less at O0.
     level = "full" if full or topology.chip.gpu else "O0"

@@ -64,8 +64,11 @@ def collectives(text: str) -> tuple[Collectives, ...]:
     found: dict[str, list[int]] = {}
     for match in _COLLECTIVE.finditer(text):
         sizes = [_num_bytes(*array) for array in _ARRAY.findall(match["shapes"])]
-        if match["start"] and match["kind"] in ("all-gather", "reduce-scatter", "collective-permute"):
-            # The start of these gives operands and results.
+        both = match["kind"] in ("all-gather", "reduce-scatter", "collective-permute") or match["shapes"].startswith(
+            "(("
+        )
+        if match["start"] and both:
+            # The start of these gives operands and results, and for GPUs that of all kinds.
             sizes = sizes[len(sizes) // 2 :]
         found.setdefault(match["kind"], []).append(sum(sizes))
     return tuple(Collectives(kind, len(sizes), sum(sizes)) for kind, sizes in sorted(found.items()))
