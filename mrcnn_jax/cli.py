@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mrcnn_jax import __version__, disk_space
+from mrcnn_jax import __version__, determinism, disk_space
 from mrcnn_jax.errors import UserError
 from mrcnn_jax.hosts import together
 from mrcnn_jax.hosts.place import WAIT, find
@@ -78,11 +78,14 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
         return 0
 
     if options.command in ("train", "eval"):
+        if options.deterministic and not determinism.require():
+            print("--deterministic changes nothing here: it is for GPUs, and no plugin of JAX for them is installed")
         place = find(options.coordinator, options.num_processes, options.process_id)
         if place is not None:
             from mrcnn_jax.distributed import joined
 
             with joined(place, float(options.wait)):
+                together.same({"--deterministic": options.deterministic}, "give it to all hosts or to none")
                 return _with_config(options, overrides, command)
     return _with_config(options, overrides, command)
 
@@ -153,6 +156,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON too")
 
     for several in (train, evaluate):
+        several.add_argument(
+            "--deterministic", action="store_true", help="the same bits in every run on the same GPUs; slower"
+        )
         hosts = several.add_argument_group("several hosts", "Found by itself on TPU pods, under SLURM and Open MPI.")
         hosts.add_argument("--coordinator", metavar="HOST:PORT", help="the first host, and a free port of it")
         hosts.add_argument("--num-processes", type=_positive, metavar="N", help="how many hosts there are")
@@ -160,9 +166,9 @@ def _parser() -> argparse.ArgumentParser:
         hosts.add_argument(
             "--wait", type=_positive, default=WAIT, metavar="SECONDS", help="for the others (default: %(default)s)"
         )
-    plan = add("plan", "Tell whether a run fits on TPUs that are not here, and what it would need there.", _OVERRIDES)
+    plan = add("plan", "Tell whether a run fits on TPUs or GPUs that are not here, and what it needs.", _OVERRIDES)
     plan.add_argument("--config", required=True, metavar="FILE[:MODE]", help=_CONFIG_HELP)
-    plan.add_argument("--topology", required=True, metavar="KIND:AxB", help="a slice, such as v5e:2x2 or v5p:4x4x4")
+    plan.add_argument("--topology", required=True, metavar="KIND:AxB", help="such as v5e:2x2, v5p:4x4x4 or h100:8")
     plan.add_argument(
         "--batch-per-chip",
         type=_positive,

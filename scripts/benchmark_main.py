@@ -19,6 +19,7 @@ import jax
 from benchmark_detector import Detector, Settings
 from benchmark_report import Report, measure
 
+from mrcnn_jax import determinism
 from mrcnn_jax.models import architectures
 
 PARTS = ("ops", "data", "evaluation", "compile", "train", "inference")
@@ -35,9 +36,13 @@ PEAK_FLOPS = {
 
 def main() -> None:
     """Measures the parts that were asked for, in the order of `PARTS`."""
+    # Before the first look at the devices, by which the other options have their defaults.
+    deterministic = "--deterministic" in sys.argv[1:]
+    if deterministic:
+        determinism.require()
     options = _options()
     settings = Settings(options.model, options.size, options.batch, options.precision)
-    report = Report(_header(settings))
+    report = Report(_header(settings) | {"deterministic": deterministic})
     for name, value in report.header.items():
         print(f"# {name}: {value}")
     start = time.perf_counter()
@@ -77,6 +82,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--compile-repeats", type=int, default=3 if gpu else 1, help="pairs of a first and a second start"
     )
+    parser.add_argument("--deterministic", action="store_true", help="as of `mrcnn train`: what it costs on a GPU")
     parser.add_argument("--json", type=Path, help="file to write everything to")
     return parser.parse_args()
 

@@ -17,10 +17,8 @@ import sys
 import time
 from pathlib import Path
 
-import jax
 import local_hosts
-import numpy as np
-import orbax.checkpoint as ocp
+from same_bits import Differ, same_arrays, same_losses
 
 from mrcnn_jax.checkpoints.state import load_params
 from mrcnn_jax.evaluation.results import write_json
@@ -63,9 +61,13 @@ def main() -> None:
             options.hosts, _command(disturbed, options), options.out / "logs", 3600, _env(options)
         )
         progress.update(len(done) + 1)
+    try:
+        arrays, losses = same_arrays(alone, disturbed, options.steps), same_losses(alone, disturbed)
+    except Differ as differ:
+        sys.exit(f"error: {differ}")
     result = {
         "hosts": options.hosts, "steps": options.steps, "seed": options.seed, "events": done, "last": statuses,
-        "arrays": _same_bits(alone, disturbed, options.steps), "losses": _same_losses(alone, disturbed),
+        "arrays": arrays, "losses": losses,
     }  # fmt: skip
     write_json(result, options.out / "kills.json")
     kinds = ", ".join(
@@ -173,36 +175,6 @@ def _require_all_readable(workdir: Path) -> None:
         sys.exit(f"error: a checkpoint could not be read: {aside}")
     for step in _steps(workdir):
         load_params(step)
-
-
-def _arrays(step: Path) -> dict[str, np.ndarray]:
-    """Every array of a checkpoint by its path, whatever devices it is from."""
-    handler = ocp.PyTreeCheckpointHandler()
-    with ocp.Checkpointer(handler) as reader:
-        tree = handler.metadata(step / "state").tree
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-        tree = reader.restore(step / "state", args=ocp.args.PyTreeRestore(restore_args=as_numpy))
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def _same_bits(alone: Path, disturbed: Path, step: int) -> int:
-    """How many arrays of the last checkpoint there are: all the same, parameters and optimiser."""
-    one, other = (_arrays(workdir / "checkpoints" / str(step)) for workdir in (alone, disturbed))
-    differing = [name for name in one.keys() | other.keys() if one[name].tobytes() != other[name].tobytes()]
-    if differing:
-        sys.exit(f"error: {len(differing)} of {len(one)} arrays differ, such as {differing[0]}")
-    return len(one)
-
-
-def _same_losses(alone: Path, disturbed: Path) -> int:
-    """How many steps' losses there are in metrics.csv: all the same."""
-    one, other = (
-        {row.split(",")[0]: row.split(",")[1] for row in (w / "metrics.csv").read_text().splitlines()}
-        for w in (alone, disturbed)
-    )
-    if one != other:
-        sys.exit(f"error: losses differ, first at step {next(step for step in one if one[step] != other.get(step))}")
-    return len(one) - 1
 
 
 if __name__ == "__main__":

@@ -1,12 +1,18 @@
 """`mrcnn plan`: the program it compiles is the one that trains, and what it makes of the compiler's words."""
 
 import json
+from functools import partial
+from importlib import metadata
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 import tiny
+from jax import lax
+from jax.experimental import topologies
+from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments import base
 from mrcnn_jax import cli, distributed
@@ -18,6 +24,7 @@ from mrcnn_jax.models import zoo
 from mrcnn_jax.models.build import build
 from mrcnn_jax.optim import optimizer
 from mrcnn_jax.planning import figures
+from mrcnn_jax.planning.arithmetic import multiplications
 from mrcnn_jax.planning.chips import CHIPS, parse_topology
 from mrcnn_jax.planning.compiler_text import (
     Collectives,
@@ -25,13 +32,19 @@ from mrcnn_jax.planning.compiler_text import (
     collectives,
     largest_arrays,
     out_of_memory,
-    repeated_traffic,
+    traffic,
 )
-from mrcnn_jax.planning.program import Compiled, batch_shapes, largest_bucket, resolved, train_program
+from mrcnn_jax.planning.devices import mesh_of
+from mrcnn_jax.planning.program import Compiled, batch_shapes, compile_for, largest_bucket, resolved, train_program
 from mrcnn_jax.planning.search import largest_batch
 from mrcnn_jax.train_step import init_state
 
 GIB = 2**30
+
+
+def cuda_plugin():
+    return any(one.name.startswith("jax-cuda") for one in metadata.distributions())
+
 
 # Lines of the step compiled for v5e:2x2, shortened; of what libtpu 0.0.50 says when memory is short; and of what it
 # says once memory is laid out.
@@ -115,6 +128,15 @@ def test_collectives_are_counted_with_their_bytes():
     assert collectives("ENTRY %main () -> f32[] {\n}\n") == ()
 
 
+def test_collectives_for_gpus_start_with_operands_and_results():
+    text = """\
+  %all-reduce-start.2 = ((f32[2048]{0}, f32[8]{0}), (f32[2048]{0}, f32[8]{0})) all-reduce-start(%a.1, %a.2)
+  %all-reduce-done.2 = (f32[2048]{0}, f32[8]{0}) all-reduce-done(%all-reduce-start.2)
+  %all-reduce-start.3 = f32[16]{0} all-reduce-start(%a.3), channel_id=2
+"""
+    assert collectives(text) == (Collectives("all-reduce", 2, 4 * (2048 + 8 + 16)),)
+
+
 def test_rings_send_what_theory_says():
     assert Collectives("all-reduce", 1, 800).sent(4) == 2 * 800 * 3 / 4
     assert Collectives("all-gather", 1, 800).sent(4) == 800 * 3 / 4
@@ -141,9 +163,19 @@ def test_largest_arrays_are_those_in_memory():
 
 def test_traffic_of_loops_is_that_of_their_turns():
     """Eight turns that each make 4 KiB in HBM, beside what is in VMEM, changed in place or made inside a fusion."""
-    assert repeated_traffic(LOOP) == 7 * 2 * 4096
-    assert repeated_traffic(LOOP.replace("constant(8)", "parameter(0)")) == 0
-    assert repeated_traffic(COMPILED) == 0
+    assert traffic(LOOP, loops_once=True) == 2 * 4096
+    assert traffic(LOOP) == 8 * 2 * 4096
+    assert traffic(LOOP.replace("copy_dynamic-update-slice", "loop_dynamic_update_slice")) == 8 * 2 * 4096
+    unknown = LOOP.replace("constant(8)", "parameter(0)")
+    assert traffic(unknown) == 2 * 4096
+    told = unknown.replace("body=%region_2,", 'body=%region_2, backend_config={"known_trip_count":{"n":"8"}},')
+    assert traffic(told) == 8 * 2 * 4096
+
+
+def test_traffic_is_of_what_is_made():
+    """What runs beside other operations counts where it ends."""
+    made = 4 * 4 * 64 * 14 * 336 * 256 + 3 * 4 + 4 + 4 * 256 * 128 + 2 * 9 * 128 * 128 + 4 * 8 * 3
+    assert traffic(COMPILED) == traffic(COMPILED, loops_once=True) == 2 * made
 
 
 def test_topologies():
@@ -153,8 +185,19 @@ def test_topologies():
     for name in ("v5e", "v7:2x2", "v5e:2x2x2", "v5p:2x2", "v5e:0x2", "v5e:2x"):
         with pytest.raises(UserError, match="such as v5e:2x2"):
             parse_topology(name)
-    with pytest.raises(UserError, match="plans are for TPUs"):
-        parse_topology("h100")
+
+
+def test_topologies_of_gpus():
+    topology = parse_topology("h100:16")
+    assert (topology.num_chips, topology.num_hosts, topology.platform) == (16, 2, "cuda")
+    assert topology.chip.memory == int(0.75 * 84942979072)
+    assert [parse_topology(f"a100:{number}").num_hosts for number in (1, 7, 8)] == [1, 1, 1]
+    for name in ("h100:0", "h100:9", "h100:2x4", "a100:12"):
+        with pytest.raises(UserError, match="1 to 8 GPUs of one host, or several times 8"):
+            parse_topology(name)
+    for name in ("h100", "v100:8", "gpu"):
+        with pytest.raises(UserError, match="h100:1 or a100:8"):
+            parse_topology(name)
 
 
 def compiled(temporaries, **others):
@@ -295,10 +338,92 @@ def test_mistakes_are_one_line(capsys, arguments, said):
 
 
 def test_missing_libtpu_is_one_line(capsys, monkeypatch):
-    monkeypatch.setattr("mrcnn_jax.planning.program.find_spec", lambda name: None)
+    monkeypatch.setattr("mrcnn_jax.planning.devices.find_spec", lambda name: None)
     status, output = run(capsys, "--topology=v5e:2x2")
     assert status == 2
     assert "pip install" in output.err
+
+
+def test_missing_plugin_for_gpus_is_one_line(capsys, monkeypatch):
+    def get_topology_desc(**options):
+        raise NotImplementedError("topology not implemented for cuda")
+
+    monkeypatch.setattr(topologies, "get_topology_desc", get_topology_desc)
+    status, output = run(capsys, "--topology=h100:8")
+    assert status == 2
+    assert "pip install 'mrcnn_jax[cuda]'" in output.err
+    assert output.err.count("\n") == 1
+
+
+def test_gpus_are_described_to_their_compiler(monkeypatch):
+    asked = {}
+
+    def get_topology_desc(**options):
+        asked.update(options)
+        return topologies.TopologyDescription(jax.devices()[:4])
+
+    monkeypatch.setattr(topologies, "get_topology_desc", get_topology_desc)
+    assert mesh_of(parse_topology("h200:4")).shape == {"data": 4}
+    assert (asked["platform"], asked["topology"]) == ("cuda", "1x1x4")
+    told = asked["target_config"]
+    assert told.count("{") == told.count("}") == 2
+    for line in ("major: 9 minor: 0", "core_count: 132", "device_memory_size: 151397597184", "4800000000000"):
+        assert line in told
+    mesh_of(parse_topology("a100:16"))
+    assert asked["topology"] == "1x2x8"
+
+
+class WithoutCosts(jax.stages.Compiled):
+    """What the compiler for GPUs gives, laid out in so many bytes."""
+
+    def __init__(self, total):
+        self.memory = SimpleNamespace(
+            argument_size_in_bytes=5 * GIB, output_size_in_bytes=5 * GIB, alias_size_in_bytes=4 * GIB,
+            generated_code_size_in_bytes=0, peak_memory_in_bytes=0, temp_size_in_bytes=9 * GIB,
+            total_allocation_bytes=total,
+        )  # fmt: skip
+
+    def memory_analysis(self):
+        return self.memory
+
+    def cost_analysis(self):
+        return None
+
+    def as_text(self):
+        return COMPILED
+
+
+def test_gpus_fit_by_their_layout(monkeypatch):
+    """Nothing is refused for a GPU, and no arithmetic told."""
+    topology = parse_topology("h100:1")
+    traced = jax.jit(lambda x, y: x @ y).trace(np.ones((2, 3), np.float32), np.ones((3, 4), np.float32))
+
+    def compiled_into(total):
+        lowered = SimpleNamespace(compile=lambda: WithoutCosts(total))
+        monkeypatch.setattr(jax.stages.Traced, "lower", lambda self, lowering_platforms: lowered)
+        return compile_for(traced, topology)
+
+    fits = compiled_into(50 * GIB)
+    assert isinstance(fits, Compiled)
+    assert (fits.arguments, fits.temporaries, fits.outputs, fits.total) == (5 * GIB, 44 * GIB, GIB, 50 * GIB)
+    assert (fits.flops, fits.traffic) == (2 * 2 * 3 * 4, 5 * GIB + traffic(COMPILED))
+    fails = compiled_into(60 * GIB)
+    assert fails == OutOfMemory(60 * GIB, topology.chip.memory, largest_arrays(COMPILED, compiled=True))
+
+
+def test_arithmetic_is_that_of_the_platform():
+    def squared(x, times):
+        for _ in range(times):
+            x = x @ x
+        return x
+
+    def branches(x):
+        by = {platform: partial(squared, times=times) for platform, times in (("tpu", 5), ("cpu", 2))}
+        return lax.platform_dependent(x, **by, default=partial(squared, times=3))
+
+    jaxpr = jax.make_jaxpr(jax.jit(branches))(np.ones((3, 3), np.float32)).jaxpr
+    counts = [multiplications(jaxpr, platform=platform) / 27 for platform in ("tpu", "cpu", "cuda", None)]
+    assert counts == [5, 2, 3, 5]
 
 
 class Program:
@@ -311,7 +436,7 @@ class Program:
         return self
 
 
-def compile_program(program):
+def compile_program(program, topology):
     """3 GiB an image, of 15.75."""
     needed = program.num_images * 3 * GIB
     largest = largest_arrays(COMPILED, compiled=True)
@@ -328,9 +453,9 @@ def test_report(capsys, monkeypatch, tmp_path, fits):
     def train_program(config, mesh, bucket, batch_size):
         return Program(batch_size // 4), state, batch_shapes(config, bucket, batch_size)[0]
 
-    monkeypatch.setattr(plan, "tpu_mesh", lambda topology: distributed.make_mesh(4))
+    monkeypatch.setattr(plan, "mesh_of", lambda topology: distributed.make_mesh(4))
     monkeypatch.setattr(plan, "train_program", train_program)
-    monkeypatch.setattr(plan, "compile_for_tpu", compile_program)
+    monkeypatch.setattr(plan, "compile_for", compile_program)
     monkeypatch.setattr(plan.metadata, "version", lambda name: "1.2.3")
     monkeypatch.setattr(plan.jax.config, "update", lambda name, value: None)
     file = tmp_path / "plan.json"
@@ -359,8 +484,43 @@ def test_compiles_for_a_tpu(capsys, tmp_path):
         "--config.model.dtype=bfloat16",
     ])  # fmt: skip
     jax.config.update("jax_optimization_level", "UNKNOWN")
+    jax.config.update("jax_enable_compilation_cache", True)
     report = json.loads(file.read_text())
     assert status == 0
     assert "fits" in capsys.readouterr().out
     assert report["flops"] > 1e9
     assert report["collectives"] == []
+
+
+@pytest.fixture
+def no_program_is_kept():
+    """What is compiled for chips that are not here cannot be read back."""
+    before = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9)
+    yield
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
+
+
+@pytest.mark.skipif(not cuda_plugin(), reason="needs JAX's CUDA plugin: pip install 'jax[cuda13]'")
+def test_compiles_for_gpus(no_program_is_kept):
+    """Of eight, which are not here: their sums meet in all-reduces, and what is too large is told."""
+    topology = parse_topology("h100:8")
+    mesh = mesh_of(topology)
+    sharded, replicated = (NamedSharding(mesh, spec) for spec in (PartitionSpec("data"), PartitionSpec()))
+
+    def compile_step(batch):
+        images = jax.ShapeDtypeStruct((batch, 64, 64, 128), "bfloat16", sharding=sharded)
+        kernel = jax.ShapeDtypeStruct((3, 3, 128, 128), "bfloat16", sharding=replicated)
+
+        def loss(kernel, images):
+            return (lax.conv(images.transpose(0, 3, 1, 2), kernel.transpose(3, 2, 0, 1), (1, 1), "SAME") ** 2).mean()
+
+        return compile_for(jax.jit(jax.grad(loss), out_shardings=replicated).trace(kernel, images), topology)
+
+    program = compile_step(64)
+    assert isinstance(program, Compiled)
+    # Forward and the kernel's gradient, of all images: it is the trace that is counted.
+    assert program.flops > 2 * 9 * 128 * 128 * 64 * 64 * 64
+    assert 8 * 64 * 64 * 128 * 2 < program.total < GIB
+    assert [one.kind for one in collectives(program.text)] == ["all-reduce"]
+    assert isinstance(compile_step(2**18), OutOfMemory)

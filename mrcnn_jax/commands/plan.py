@@ -1,4 +1,4 @@
-"""`mrcnn plan`: whether a training run fits on TPUs that are not here, and what it would need there."""
+"""`mrcnn plan`: whether a training run fits on TPUs or GPUs that are not here, and what it would need there."""
 
 import threading
 import time
@@ -17,12 +17,13 @@ from mrcnn_jax.evaluation.results import write_json
 from mrcnn_jax.planning import figures
 from mrcnn_jax.planning.chips import Topology, parse_topology
 from mrcnn_jax.planning.compiler_text import OutOfMemory
-from mrcnn_jax.planning.program import Compiled, compile_for_tpu, largest_bucket, resolved, tpu_mesh, train_program
+from mrcnn_jax.planning.devices import compiler_of, mesh_of
+from mrcnn_jax.planning.program import Compiled, compile_for, largest_bucket, resolved, train_program
 from mrcnn_jax.planning.search import largest_batch
 from mrcnn_jax.progress import Progress
 
 # About what Mask R-CNN R50-FPN takes on one core without and with all optimisations, for the estimate.
-_SECONDS = {"O0": 150, "full": 700}
+_SECONDS = {("tpu", "O0"): 150, ("tpu", "full"): 700, ("cuda", "full"): 70}
 # No larger batch is tried.
 _LIMIT = 1024
 
@@ -35,21 +36,24 @@ def run(
     full: bool,
     json_path: Path | None,
 ) -> int:
-    """Compile the training step for a slice, print the report, and write it as JSON too.
+    """Compile the training step for a topology, print the report, and write it as JSON too.
 
     `batch_per_chip` is by default the config's batch dealt out over the chips. `full` compiles with all optimisations,
     `search` looks for the largest batch that fits. Returns 0 where the batch fits, 1 where it does not.
 
     Raises:
-        UserError: an unknown slice, a batch that does not divide, no libtpu.
+        UserError: unknown chips, a batch that does not divide, no compiler for them.
     """
     topology = parse_topology(topology_name)
     batch_per_chip = _batch_per_chip(config, topology, batch_per_chip)
-    # The chips are libtpu's; nothing runs on whatever accelerator is here.
+    # The chips are the compiler's; nothing runs on whatever accelerator is here.
     jax.config.update("jax_platforms", "cpu")
-    mesh = tpu_mesh(topology)
-    level = "full" if full else "O0"
-    if not full:
+    # What is compiled for chips that are not here cannot be read back from it.
+    jax.config.update("jax_enable_compilation_cache", False)
+    mesh = mesh_of(topology)
+    # What XLA does for GPUs takes a minute, and is not less at O0.
+    level = "full" if full or topology.chip.gpu else "O0"
+    if level != "full":
         jax.config.update("jax_optimization_level", level)
     began, cpu_began = time.monotonic(), time.process_time()
 
@@ -73,7 +77,7 @@ def run(
             for tried, outcome in sorted(outcomes.items())
         ],
         "compilation": {"seconds": seconds, "cpu_seconds": cpu_seconds, "optimization_level": level},
-        "versions": {name: metadata.version(name) for name in ("jax", "libtpu")},
+        "versions": {name: metadata.version(name) for name in ("jax", compiler_of(topology))},
     }
     print("\n".join(figures.lines(report)))
     if json_path is not None:
@@ -90,10 +94,11 @@ class _Attempts:
 
     def __call__(self, batch_per_chip: int) -> Compiled | OutOfMemory:
         with _waiting(
-            f"compile {batch_per_chip} images a chip for {self._topology.name}", _SECONDS[self._level]
+            f"compile {batch_per_chip} images a chip for {self._topology.name}",
+            _SECONDS[self._topology.platform, self._level],
         ) as say:
             step, state, batch = self._program(batch_per_chip)
-            outcome = compile_for_tpu(step.trace(state, batch))
+            outcome = compile_for(step.trace(state, batch), self._topology)
             told = "fit" if isinstance(outcome, Compiled) else f"do not fit: {figures.gib(outcome.required)} needed"
             say(f"{batch_per_chip} images a chip {told}")
             return outcome

@@ -12,7 +12,7 @@ _COMPUTATION = re.compile(r"^(?:ENTRY )?%?(?P<name>[\w.-]+) [^\n]*\{\n(?P<body>.
 # What only gives other names to memory that is there.
 _ALIASES = {
     "parameter", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "optimization-barrier",
-    "copy-start", "copy-done", "constant",
+    "copy-done", "constant",
 }  # fmt: skip
 # Of a program that is not compiled yet, results that nothing can be fused with so that they are never written.
 _WRITTEN = {"dot", "convolution", "gather", "scatter", "sort"}
@@ -21,9 +21,9 @@ _COLLECTIVE = re.compile(
     r"(?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?P<start>-start)?\("
 )
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
-# Memory space 1 is VMEM, on the chip itself.
+# Memory space 1 is a TPU's VMEM, on the chip itself.
 _ARRAY_IN_HBM = re.compile(_ARRAY.pattern + r"(?!\{[^}]*S\(1\))")
-_LOOP = re.compile(r" while\(.*?condition=%?([\w.-]+), body=%?([\w.-]+)")
+_LOOP = re.compile(r" while\(.*?condition=%?([\w.-]+), body=%?([\w.-]+)(.*)")
 # Parts of an operation's name that tell nothing to who wrote the program.
 _NOISE = re.compile(r"jit\([^)]*\)/shard_map/|(cond/branch_\d+_fun|while/body|eval_jaxpr|vmap\(\)|closed_call)/")
 # How many arrays are named.
@@ -64,8 +64,11 @@ def collectives(text: str) -> tuple[Collectives, ...]:
     found: dict[str, list[int]] = {}
     for match in _COLLECTIVE.finditer(text):
         sizes = [_num_bytes(*array) for array in _ARRAY.findall(match["shapes"])]
-        if match["start"] and match["kind"] in ("all-gather", "reduce-scatter", "collective-permute"):
-            # The start of these gives operands and results.
+        both = match["kind"] in ("all-gather", "reduce-scatter", "collective-permute") or match["shapes"].startswith(
+            "(("
+        )
+        if match["start"] and both:
+            # The start of these gives operands and results, and for GPUs that of all kinds.
             sizes = sizes[len(sizes) // 2 :]
         found.setdefault(match["kind"], []).append(sum(sizes))
     return tuple(Collectives(kind, len(sizes), sum(sizes)) for kind, sizes in sorted(found.items()))
@@ -97,7 +100,7 @@ def largest_arrays(text: str, count: int = _SHOWN, *, compiled: bool) -> tuple[s
         if computation["name"] in inside_fusions:
             continue
         for found in _INSTRUCTION.finditer(computation["body"]):
-            if found["kind"] in _ALIASES or not (compiled or found["kind"] in _WRITTEN):
+            if _is_alias(found["kind"]) or not (compiled or found["kind"] in _WRITTEN):
                 continue
             name = re.search(r'op_name="([^"]*)"', found["rest"])
             for dtype, dimensions in _ARRAY_IN_HBM.findall(found["shapes"]):
@@ -109,31 +112,44 @@ def largest_arrays(text: str, count: int = _SHOWN, *, compiled: bool) -> tuple[s
     )
 
 
-def repeated_traffic(text: str) -> int:
-    """Bytes that loops move in all their turns but the first, which is the one that the compiler counts.
+def traffic(text: str, *, loops_once: bool = False) -> int:
+    """Bytes that a compiled program moves, from its HLO text: each array that it makes in HBM is written and read once.
 
-    From the HLO text of a compiled program: every array that a turn makes in HBM is written once and read once. A loop
-    whose number of turns is not known when it is compiled counts for one.
+    A loop counts for each of its turns unless `loops_once`; one whose number of turns is not known when it is compiled
+    counts once.
     """
     computations = {found["name"]: found["body"] for found in _COMPUTATION.finditer(text)}
 
-    def of_loops_in(body: str, times: int) -> int:
-        total = 0
-        for condition, inner in _LOOP.findall(body):
-            limits = re.findall(r"s32\[\]\S* constant\((\d+)\)", computations.get(condition, ""))
-            turns = times * (int(limits[0]) if len(limits) == 1 else 1)
-            total += (turns - 1) * _made(computations[inner]) * 2 + of_loops_in(computations[inner], turns)
+    def of(body: str) -> int:
+        total = 2 * _made(body)
+        for condition, inner, rest in _LOOP.findall(body):
+            total += of(computations[inner]) * (1 if loops_once else _turns(computations.get(condition, ""), rest))
         return total
 
     entry = re.search(r"^ENTRY %?([\w.-]+)", text, re.MULTILINE)
-    return 0 if entry is None else of_loops_in(computations[entry[1]], 1)
+    return 0 if entry is None else of(computations[entry[1]])
+
+
+def _turns(condition: str, rest: str) -> int:
+    """How often a loop turns, as the compiler says beside it, or by the only number in its condition; 1 if unknown."""
+    numbers = re.findall(r'"known_trip_count":\{"n":"(\d+)"', rest) or re.findall(
+        r"s32\[\]\S* constant\((\d+)\)", condition
+    )
+    return int(numbers[0]) if len(numbers) == 1 else 1
 
 
 def _made(body: str) -> int:
     """Bytes of the arrays in HBM that a computation makes, but for those that it changes in place."""
-    made = (found for found in _INSTRUCTION.finditer(body) if found["kind"] not in _ALIASES)
-    shapes = (found["shapes"] for found in made if "dynamic-update-slice" not in found["name"] + found["kind"])
+    made = (found for found in _INSTRUCTION.finditer(body) if not _is_alias(found["kind"]))
+    # In the names of fusions for GPUs the dashes are underscores.
+    names = ((found["shapes"], f"{found['name']} {found['kind']}".replace("_", "-")) for found in made)
+    shapes = (shapes for shapes, name in names if "dynamic-update-slice" not in name)
     return sum(_num_bytes(*array) for text in shapes for array in _ARRAY_IN_HBM.findall(text))
+
+
+def _is_alias(kind: str) -> bool:
+    """Whether an operation makes nothing; of one that runs beside others, the end counts and the start does not."""
+    return kind in _ALIASES or kind.endswith("-start")
 
 
 def _allocations(text: str) -> tuple[str, ...]:

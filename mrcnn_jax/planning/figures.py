@@ -36,7 +36,7 @@ def num_bytes(tree: Any) -> int:
 def memory(compiled: Compiled, topology: Topology) -> dict[str, int]:
     """Bytes of HBM on one chip, by kind."""
     kinds = {kind: getattr(compiled, kind) for kind in ("arguments", "temporaries", "outputs", "code")}
-    return {**kinds, "total": sum(kinds.values()), "chip": topology.chip.memory}
+    return {**kinds, "total": compiled.total, "chip": topology.chip.memory}
 
 
 def roofline(compiled: Compiled, topology: Topology, batch_per_chip: int) -> dict[str, Any]:

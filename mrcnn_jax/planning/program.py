@@ -1,37 +1,27 @@
-"""The training step of an experiment, assembled as `train` does it but from shapes alone, and compiled for a slice."""
+"""The training step of an experiment, assembled as `train` does it but from shapes alone, and compiled for chips."""
 
-import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.util import find_spec
 from typing import Any
 
 import jax
 import numpy as np
 from jax import ShapeDtypeStruct
-from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from mrcnn_jax import distributed
 from mrcnn_jax.data import pipeline
 from mrcnn_jax.data.dataset import Category, Dataset, Record
-from mrcnn_jax.errors import UserError
 from mrcnn_jax.models import zoo
 from mrcnn_jax.models.build import build, variable_shapes
 from mrcnn_jax.optim import optimizer
 from mrcnn_jax.planning.arithmetic import multiplications
 from mrcnn_jax.planning.chips import Topology
-from mrcnn_jax.planning.compiler_text import OutOfMemory, largest_arrays, out_of_memory, repeated_traffic
+from mrcnn_jax.planning.compiler_text import OutOfMemory, largest_arrays, out_of_memory, traffic
 from mrcnn_jax.train_step import TrainState, configured_step, init_state, state_shardings
 from mrcnn_jax.types import Proposals
-
-# libtpu looks for chips and for the machines around it unless it is told; its warnings are about chips not found.
-_ENVIRONMENT = {
-    "TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_WORKER_HOSTNAMES": "localhost",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_MIN_LOG_LEVEL": "3", "TPU_STDERR_LOG_LEVEL": "3",
-    "TPU_LOG_DIR": "disabled",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,29 +41,10 @@ class Compiled:
     traffic: float
     text: str
 
-
-def tpu_mesh(topology: Topology) -> Mesh:
-    """A one-axis mesh over the chips of a slice that need not be there.
-
-    Sets environment variables that libtpu reads when it is loaded. Raises `UserError` where libtpu is not installed, or
-    does not know the slice.
-    """
-    if find_spec("libtpu") is None:
-        raise UserError(
-            "compiling for a TPU needs libtpu, of 640 MB: pip install 'mrcnn_jax[tpu]', or pip install libtpu"
-        )
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    # A chip of v4 is two devices unless its cores are told to act as one.
-    options = {"chip_config_name": "megacore"} if topology.kind == "v4" else {}
-    try:
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **options)
-    except Exception as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(
-            f"--topology={topology.name}: libtpu does not know this slice ({reason}): try one such as v5e:4x4"
-        ) from error
-    return topologies.make_mesh(devices, (len(devices.devices),), (distributed.AXIS,))
+    @property
+    def total(self) -> int:
+        """Bytes of everything."""
+        return self.arguments + self.temporaries + self.outputs + self.code
 
 
 def largest_bucket(config: ConfigDict) -> tuple[int, int]:
@@ -145,12 +116,14 @@ def train_program(
     return step, jax.tree.map(placed, state, shardings), [placed(x, split) for x in arrays]
 
 
-def compile_for_tpu(traced: jax.stages.Traced) -> Compiled | OutOfMemory:
+def compile_for(traced: jax.stages.Traced, topology: Topology) -> Compiled | OutOfMemory:
     """Compile for the chips that a step was traced for; raises what the compiler raises, but for lack of memory.
 
-    Arithmetic and traffic are the compiler's, and what loops repeat, which the compiler counts once.
+    For a TPU arithmetic and traffic are the compiler's, and what loops repeat, which the compiler counts once. For a
+    GPU, where the compiler tells neither nor refuses what does not fit, they are those of convolutions and products and
+    of the arrays that are made, and whether it fits follows from the memory that the program is laid out in.
     """
-    lowered = traced.lower(lowering_platforms=("tpu",))
+    lowered = traced.lower(lowering_platforms=(topology.platform,))
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -161,19 +134,32 @@ def compile_for_tpu(traced: jax.stages.Traced) -> Compiled | OutOfMemory:
             return found
         text = lowered.as_text(dialect="hlo", debug_info=True)
         return replace(found, largest=largest_arrays(text, compiled=False))
-    text, jaxpr = compiled.as_text() or "", traced.jaxpr.jaxpr
+    program = _measured(compiled, partial(multiplications, traced.jaxpr.jaxpr, platform=topology.platform))
+    if topology.chip.gpu and program.total > topology.chip.memory:
+        return OutOfMemory(program.total, topology.chip.memory, largest_arrays(program.text, compiled=True))
+    return program
+
+
+def _measured(compiled: jax.stages.Compiled, counted: Callable[..., int]) -> Compiled:
+    """`counted` gives the multiplications of the program, with `loops_once` those in which loops count once."""
+    text = compiled.as_text() or ""
     memory: Any = compiled.memory_analysis()
     costs: Any = compiled.cost_analysis()
     arguments, outputs = memory.argument_size_in_bytes, memory.output_size_in_bytes - memory.alias_size_in_bytes
     # In `temp_size_in_bytes` gaps between arrays count twice; releases before 0.11 have nothing else.
     allocated = getattr(memory, "total_allocation_bytes", 0)
+    if costs is None:
+        flops, moved = 2.0 * counted(), float(arguments + traffic(text))
+    else:
+        flops = costs["flops"] + 2 * (counted() - counted(loops_once=True))
+        moved = costs["bytes accessed"] + traffic(text) - traffic(text, loops_once=True)
     return Compiled(
         arguments=arguments,
         temporaries=allocated - arguments - outputs if allocated else memory.temp_size_in_bytes,
         outputs=outputs,
         code=memory.generated_code_size_in_bytes,
         peak=memory.peak_memory_in_bytes,
-        flops=costs["flops"] + 2 * (multiplications(jaxpr) - multiplications(jaxpr, loops_once=True)),
-        traffic=costs["bytes accessed"] + repeated_traffic(text),
+        flops=flops,
+        traffic=moved,
         text=text,
     )
