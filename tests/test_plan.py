@@ -58,7 +58,7 @@ HloModule jit_step, is_scheduled=true, num_partitions=4
 
 ENTRY %main.428_spmd (param.520: s32[], param.521: f32[4,64]) -> (s32[], f32[4,64]) {
   %param.521 = f32[4,64]{1,0:T(4,128)} parameter(1)
-  %dot_general.7 = f32[4,64,14,336,256]{4,3,2,1,0:T(8,128)} fusion(%param.521), kind=kOutput, calls=%fused_computation.9, metadata={op_name="jit(step)/shard_map/jvp(RCNN.losses)/RCNN.regions/vmap()/cond/branch_0_fun/while/body/eval_jaxpr/npy,yxc->npxc/dot_general" stack_frame_id=1}
+  %dot_general.7 = f32[4,64,14,336,256]{4,3,2,1,0:T(8,128)} fusion(%param.521), kind=kOutput, calls=%fused_computation.9, metadata={op_name="jit(step)/shard_map/jvp(RCNN.losses)/RCNN.regions/vmap()/cond/branch_0_fun/while/body/eval_jaxpr/nal,lsc->nasc/dot_general" stack_frame_id=1}
   %all-reduce.130 = (f32[]{:T(128)}, f32[]{:T(128)}, f32[]{:T(128)}) all-reduce(%a.1, %a.2, %a.3), channel_id=1, replica_groups=mesh['data'=4] {'data'}, use_global_device_ids=true, to_apply=%region_7
   %get-tuple-element.10396 = f32[]{:T(128)} get-tuple-element(%all-reduce.130), index=2
   %all-reduce.129 = (f32[]{:T(128)}, /*index=5*/f32[1,1,256,128]{3,2,1,0:T(8,128)}, bf16[3,3,128,128]{3,2,1,0:T(8,128)}) all-reduce(%b.1, %b.2, %b.3), channel_id=2, to_apply=%region_8
@@ -157,7 +157,7 @@ def test_out_of_memory_in_both_forms():
 
 def test_largest_arrays_are_those_in_memory():
     first, *others = largest_arrays(COMPILED, 3, compiled=True)
-    assert first == "f32[4,64,14,336,256] (1.15 GiB, jvp(RCNN.losses)/RCNN.regions/npy,yxc->npxc/dot_general)"
+    assert first == "f32[4,64,14,336,256] (1.15 GiB, jvp(RCNN.losses)/RCNN.regions/nal,lsc->nasc/dot_general)"
     assert others[0].startswith("bf16[3,3,128,128]")
 
 
@@ -314,7 +314,7 @@ def test_lowers_for_tpu_with_the_choices_made_for_it():
     lowered = traced.lower(lowering_platforms=("tpu",)).as_text(dialect="hlo", debug_info=True)
     first, *_ = largest_arrays(lowered, 3, compiled=False)
     assert first.startswith("f32[2,16,7,16,16] ")
-    assert first.endswith("npy,yxc->npxc/dot_general)")
+    assert first.endswith("nal,lsc->nasc/dot_general)")
 
 
 def run(capsys, *arguments):
