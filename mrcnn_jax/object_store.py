@@ -4,6 +4,7 @@ A path of the first kind has pathlib's methods too, but is no `pathlib.Path`.
 """
 
 import functools
+import logging
 import os
 import re
 from os import PathLike
@@ -28,6 +29,8 @@ def any_path(path: str | PathLike) -> AnyPath:
         import fsspec
 
         fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+        # What it logs, with a traceback, is raised too.
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
         # Where TensorFlow is installed, its file system would be taken instead.
         os.environ.setdefault("EPATH_USE_TF", "false")
         return epath.Path(text)
@@ -51,6 +54,18 @@ def absolute(path: str | PathLike) -> AnyPath:
     """As `any_path`; on a disk, from its root."""
     found = any_path(path)
     return found.absolute() if isinstance(found, Path) else found
+
+
+def rename(folder: AnyPath, target: AnyPath) -> None:
+    """Renames a folder; in an object store, all of it is copied before anything is deleted."""
+    if isinstance(folder, Path):
+        folder.rename(target)
+        return
+    import fsspec
+
+    # Of the store's own, which moves one object after the other, half would be left in either place after a crash.
+    fsspec.filesystem("gcs").copy(str(folder), str(target), recursive=True)
+    folder.rmtree()
 
 
 def require(path: AnyPath) -> None:

@@ -45,7 +45,7 @@ class RunFolder:
             raise UserError(f"{workdir / _READ_AGAIN} cannot be read ({_line(error)}): try again") from error
         self._sent = {file: _mark(file) for file in self.local.iterdir()}
 
-    def publish(self, every: float = 0) -> None:
+    def publish(self, every: float = 0.0) -> None:
         """Sends what changed, unless something was sent less than `every` seconds ago.
 
         Raises `UserError` where that fails; what is in the store is then as it was.

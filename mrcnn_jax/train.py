@@ -33,7 +33,7 @@ from mrcnn_jax.run_folder import RunFolder
 from mrcnn_jax.train_step import configured_step, init_state
 
 # At least as long lies between two publications of a run's files, checkpoints aside, to an object store.
-_SECONDS = 30
+_SECONDS = 30.0
 
 
 def train(config: ConfigDict, workdir: AnyPath, *, log: Callable[[str], None] = print) -> dict[str, float]:

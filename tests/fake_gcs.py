@@ -34,6 +34,8 @@ class FakeGcs:
         self.requests: list[str] = []
         # Called with bucket and name before an object is written.
         self.before_put: Callable[[str, str], None] = lambda bucket, name: None
+        # What it says of "VERB name", such as "DELETE run/metrics.csv" or "moveTo run/metrics.csv", is forbidden.
+        self.refuse: Callable[[str], bool] = lambda request: False
         self.uploads: dict[str, tuple[str, str, bytes]] = {}
         self.lock = threading.Lock()
         self._count = 0
@@ -117,6 +119,8 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._answer(404)
             if not self._as_expected(objects[name].generation, query):
                 return None
+            if self.store.refuse(f"{verb or self.command} {name}"):
+                return self._answer(403)
             if verb:
                 written = self.store.put(bucket, target, objects[name].data)
                 if verb == "moveTo":
@@ -186,7 +190,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not self._as_expected(stored.generation if stored else 0, query):
             return
         if kind == "resumable":
-            session = f"/session/{len(self.store.uploads)}"
+            session = f"/session/{len(self.store.requests)}"
             self.store.uploads[session] = (bucket, name, b"")
             self._answer(200, {"Location": self.store.url + session})
         else:

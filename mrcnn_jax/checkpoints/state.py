@@ -17,6 +17,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, NamedTuple, SupportsFloat
 
 import jax
@@ -30,7 +31,7 @@ from mrcnn_jax.checkpoints import checksums
 from mrcnn_jax.checkpoints.metadata import config_to_dict, require_same_experiment, write
 from mrcnn_jax.errors import UserError
 from mrcnn_jax.hosts import together
-from mrcnn_jax.object_store import AnyPath, absolute, require
+from mrcnn_jax.object_store import AnyPath, absolute, rename, require
 
 _FOLDER = "checkpoints"
 
@@ -183,8 +184,7 @@ class Checkpoints:
         for step, reason in failures.items():
             folder = self._workdir / _FOLDER / str(step)
             if together.first():
-                # In an object store all is copied before anything is deleted.
-                folder.rename(_free_name(folder.with_name(f"{step}.unreadable")))
+                rename(folder, _free_name(folder.with_name(f"{step}.unreadable")))
             logging.getLogger(__name__).warning(
                 "checkpoint of step %d cannot be read (%s) and is now called %d.unreadable; going on from step %d",
                 step, reason, step, taken,
@@ -376,6 +376,9 @@ def _told_to_the_user(folder: AnyPath) -> Iterator[None]:
             ) from error
         if isinstance(error, OSError):
             raise UserError(f"{folder} cannot be written ({_first_line(error)}): choose another folder") from error
+        if not isinstance(folder, Path):
+            # What a network and a store raise has no common class.
+            raise UserError(f"{folder} cannot be written ({_first_line(error)}): run the command again") from error
         raise
 
 
