@@ -56,7 +56,7 @@ def on_disk(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def killed(store):
+def killed(store, tmp_path_factory):
     """A run that was killed while it wrote a checkpoint, then went on; and the csv's last row at each commit."""
     commits = []
 
@@ -70,6 +70,8 @@ def killed(store):
 
     command = [sys.executable, "-m", "mrcnn_jax.cli", *arguments("gs://bucket/run"), "--config.train.cpu_devices=4"]
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
+    # What a process leaves that is killed.
+    environment["TMPDIR"] = str(tmp_path_factory.mktemp("killed"))
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     store.before_put = before_put
     said, _ = process.communicate(timeout=300)
