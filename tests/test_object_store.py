@@ -62,8 +62,9 @@ def killed(store, tmp_path_factory):
 
     def before_put(bucket: str, name: str) -> None:
         if name.startswith("run/checkpoints/") and name.count("/") == 3 and name.endswith("/commit_success.txt"):
-            rows = store.buckets["bucket"]["run/metrics.csv"].data.decode().splitlines()
-            commits.append((int(name.split("/")[2]), int(rows[-1].split(",")[0])))
+            rows = store.buckets["bucket"].get("run/metrics.csv")
+            last = rows.data.decode().splitlines()[-1].split(",")[0] if rows else "0"
+            commits.append((int(name.split("/")[2]), int(last)))
             if commits[-1][0] == KILLED and process.poll() is None:
                 process.send_signal(signal.SIGKILL)
                 raise ConnectionAbortedError
