@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from mrcnn_jax import __version__, determinism, disk_space
 from mrcnn_jax.errors import UserError
@@ -17,6 +17,9 @@ from mrcnn_jax.hosts import together
 from mrcnn_jax.hosts.place import WAIT, find
 from mrcnn_jax.hosts.roll_call import Everywhere
 from mrcnn_jax.interruption import Interrupted
+
+if TYPE_CHECKING:
+    from mrcnn_jax.object_store import AnyPath
 
 _CONFIG_HELP = "an experiment, e.g. experiments/shapes.py or experiments/shapes.py:smoke"
 _MODEL_OVERRIDES = (
@@ -137,23 +140,23 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = add("demo", "Train, score and draw on drawn shapes; needs no data and no arguments.", _OVERRIDES)
     demo.add_argument("--config", default="experiments/shapes.py", metavar="FILE[:MODE]", help=_CONFIG_HELP)
-    demo.add_argument("--workdir", type=Path, default=Path("runs/demo"), metavar="DIR", help="default: %(default)s")
+    demo.add_argument("--workdir", type=_place, default=Path("runs/demo"), metavar="DIR", help="default: %(default)s")
 
     check = add("check", "Read a whole data set before a run and say what is wrong.", _OVERRIDES)
     check.add_argument("--config", metavar="FILE[:MODE]", help=f"check the data of {_CONFIG_HELP}")
-    check.add_argument("--images", type=Path, metavar="DIR", help="folder of images")
-    check.add_argument("--annotations", type=Path, metavar="JSON", help="their COCO annotations")
-    check.add_argument("--json", type=Path, metavar="FILE", help="write the findings as JSON too")
+    check.add_argument("--images", type=_disk, metavar="DIR", help="folder of images")
+    check.add_argument("--annotations", type=_disk, metavar="JSON", help="their COCO annotations")
+    check.add_argument("--json", type=_disk, metavar="FILE", help="write the findings as JSON too")
 
     train = add("train", "Train, or go on with a run that was stopped.", _OVERRIDES)
     train.add_argument("--config", required=True, metavar="FILE[:MODE]", help=_CONFIG_HELP)
-    train.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="where the run is kept")
+    train.add_argument("--workdir", type=_place, required=True, metavar="DIR", help="where the run is kept")
 
     evaluate = add("eval", "Score a run or a checkpoint on its validation images.", _OVERRIDES)
     evaluate.add_argument("--config", metavar="FILE[:MODE]", help=f"{_CONFIG_HELP}; by default, the run's own")
-    evaluate.add_argument("--workdir", type=Path, metavar="DIR", help="the run whose best checkpoint is scored")
-    evaluate.add_argument("--checkpoint", type=Path, metavar="PATH", help="a checkpoint, instead of --workdir")
-    evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON too")
+    evaluate.add_argument("--workdir", type=_place, metavar="DIR", help="the run whose best checkpoint is scored")
+    evaluate.add_argument("--checkpoint", type=_place, metavar="PATH", help="a checkpoint, instead of --workdir")
+    evaluate.add_argument("--json", type=_disk, metavar="FILE", help="write the figures as JSON too")
 
     for several in (train, evaluate):
         several.add_argument(
@@ -177,42 +180,42 @@ def _parser() -> argparse.ArgumentParser:
     )
     plan.add_argument("--no-search", dest="search", action="store_false", help="do not look for the largest batch")
     plan.add_argument("--full", action="store_true", help="compile with all optimisations: several times as long")
-    plan.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON too")
+    plan.add_argument("--json", type=_disk, metavar="FILE", help="write the figures as JSON too")
 
     predict = add("predict", "Detect in images: draws them and writes predictions.json (COCO results).")
     predict.add_argument("images", nargs="+", metavar="IMAGE", help="image files or folders")
     predict.add_argument(
-        "--checkpoint", type=Path, required=True, metavar="PATH", help="a run's folder or a checkpoint"
+        "--checkpoint", type=_place, required=True, metavar="PATH", help="a run's folder or a checkpoint"
     )
-    predict.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to write")
+    predict.add_argument("--out", type=_disk, required=True, metavar="DIR", help="where to write")
     predict.add_argument(
         "--threshold", type=_score, metavar="SCORE", help="lowest score drawn (0.5, or a margin of 0 where SVMs score)"
     )
 
     predict.add_argument(
-        "--proposals", type=Path, metavar="FILE", help="for a model without an RPN: Detectron2's, ids as images' names"
+        "--proposals", type=_disk, metavar="FILE", help="for a model without an RPN: Detectron2's, ids as images' names"
     )
 
     propose = add("propose", "Make a file of region proposals, for models without an RPN.", _OVERRIDES)
     propose.add_argument("--config", metavar="FILE[:MODE]", help=f"propose for the images of {_CONFIG_HELP}")
     propose.add_argument("--split", choices=("train", "val"), help="which of the config's images")
-    propose.add_argument("--images", type=Path, metavar="DIR", help="instead of --config: ids are the images' names")
+    propose.add_argument("--images", type=_disk, metavar="DIR", help="instead of --config: ids are the images' names")
     propose.add_argument(
         "--method", required=True, choices=("selective_search_fast", "selective_search_quality", "rpn"), help="by what"
     )
-    propose.add_argument("--checkpoint", type=Path, metavar="PATH", help="for rpn: a run's folder or a checkpoint")
-    propose.add_argument("--out", type=Path, required=True, metavar="FILE", help="the .pkl to write, as Detectron2's")
+    propose.add_argument("--checkpoint", type=_place, metavar="PATH", help="for rpn: a run's folder or a checkpoint")
+    propose.add_argument("--out", type=_disk, required=True, metavar="FILE", help="the .pkl to write, as Detectron2's")
     propose.add_argument(
         "--num", type=_positive, metavar="N", help="proposals kept an image; by default 2000, or the RPN's own number"
     )
     propose.add_argument(
         "--workers", type=_count, metavar="N", help="processes of selective search; by default one a CPU, 0 for none"
     )
-    propose.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON too")
+    propose.add_argument("--json", type=_disk, metavar="FILE", help="write the figures as JSON too")
 
     score = add("score", "Score COCO results against COCO ground truth; prints JSON.")
-    score.add_argument("--gt", type=Path, required=True, metavar="JSON", help="ground truth")
-    score.add_argument("--dt", type=Path, required=True, metavar="JSON", help="results")
+    score.add_argument("--gt", type=_disk, required=True, metavar="JSON", help="ground truth")
+    score.add_argument("--dt", type=_disk, required=True, metavar="JSON", help="results")
     score.add_argument("--type", choices=("bbox", "segm", "keypoints"), default="bbox", help="default: %(default)s")
     score.add_argument(
         "--metric", choices=("coco", "voc07", "voc12", "cityscapes"), default="coco", help="default: %(default)s"
@@ -220,9 +223,9 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--backend", choices=("hotcoco", "pycocotools"), default="hotcoco", help="default: %(default)s")
 
     importing = add("import", "Turn weights of torchvision or Detectron2 into a checkpoint.", _MODEL_OVERRIDES)
-    importing.add_argument("file", type=Path, metavar="FILE", help=".pth, .pkl, .safetensors or .npz")
+    importing.add_argument("file", type=_disk, metavar="FILE", help=".pth, .pkl, .safetensors or .npz")
     importing.add_argument("--arch", metavar="NAME", help="the architecture; by default it is recognised")
-    importing.add_argument("--out", type=Path, required=True, metavar="DIR", help="the checkpoint to write")
+    importing.add_argument("--out", type=_disk, required=True, metavar="DIR", help="the checkpoint to write")
     importing.add_argument(
         "--classes", metavar="NAME,...", help="their names in order, or the COCO .json that was trained on"
     )
@@ -231,14 +234,36 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     export = add("export", "Write a checkpoint in the form that other programs load.")
-    export.add_argument("--checkpoint", type=Path, required=True, metavar="PATH", help="a run's folder or a checkpoint")
+    export.add_argument(
+        "--checkpoint", type=_place, required=True, metavar="PATH", help="a run's folder or a checkpoint"
+    )
     export.add_argument(
         "--format", required=True, choices=("torchvision", "detectron2", "safetensors", "stablehlo"), help="the form"
     )
-    export.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file to write")
+    export.add_argument("--out", type=_disk, required=True, metavar="FILE", help="the file to write")
     export.add_argument("--image-size", type=_size, metavar="HxW", help="of the images that a stablehlo artefact takes")
     export.add_argument("--batch-size", type=_positive, metavar="N", help="images at a time; by default any number")
     return parser
+
+
+def _place(text: str) -> Any:
+    """A path on a disk or in an object store."""
+    return _path(text, "any_path")
+
+
+def _disk(text: str) -> Any:
+    """A path on a disk."""
+    return _path(text, "local_path")
+
+
+def _path(text: str, kind: str) -> Any:
+    # Few paths are worth the quarter of a second that the import takes.
+    if ":" not in text:
+        return Path(text)
+    try:
+        return getattr(import_module("mrcnn_jax.object_store"), kind)(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _score(text: str) -> float:
@@ -306,13 +331,14 @@ def _check_propose(parser: argparse.ArgumentParser, options: argparse.Namespace)
         parser.error("propose: --method=rpn and --checkpoint=PATH belong together")
 
 
-def _unexpected(error: Exception, workdir: Path | None) -> str:
+def _unexpected(error: Exception, workdir: "AnyPath | None") -> str:
     """Keeps the traceback in a file and returns the line that says so."""
     summary = f"unexpected {type(error).__name__}: {str(error).partition(chr(10))[0][:300]}"
-    file = (workdir if workdir and workdir.is_dir() else Path()) / "error.log"
     try:
+        file = (workdir if workdir and workdir.is_dir() else Path()) / "error.log"
         file.write_text("".join(traceback.format_exception(error)))
-    except OSError:
+    # An object store may raise anything.
+    except Exception:
         traceback.print_exception(error)
         return summary
     return f"{summary} (the traceback is in {file})"

@@ -26,6 +26,7 @@ from mrcnn_jax.errors import UserError
 from mrcnn_jax.evaluation.results import to_image
 from mrcnn_jax.models import architectures
 from mrcnn_jax.models.build import build, init
+from mrcnn_jax.object_store import AnyPath, any_path
 from mrcnn_jax.types import Batch, Detections, Proposals, empty_batch
 
 
@@ -198,15 +199,16 @@ def create(name: str, num_classes: int, **overrides: Any) -> Model:
     return Model(config, tuple(Category(i + 1, f"class {i + 1}") for i in range(num_classes)))
 
 
-def load(path: str | Path, overrides: dict[str, Any] | None = None) -> Model:
+def load(path: str | AnyPath, overrides: dict[str, Any] | None = None) -> Model:
     """The model in a run's folder, a checkpoint or somebody else's file, with its classes and preprocessing.
 
-    Files are those of torchvision and Detectron2 (.pth, .pkl, .safetensors), whose architecture is recognised.
+    Folders may be in Google Cloud Storage (gs://BUCKET/FOLDER). Files are those of torchvision and Detectron2 (.pth,
+    .pkl, .safetensors), whose architecture is recognised.
     `overrides` maps dotted keys of the model config to values, e.g. {"box.score_threshold": 0.5}. Raises `UserError`
     where there is no checkpoint or file of weights, or for a key or a type of value that does not exist.
     """
-    path, overrides = Path(path), overrides or {}
-    if path.is_file():
+    path, overrides = any_path(path), overrides or {}
+    if isinstance(path, Path) and path.is_file():
         weights = import_weights(path, overrides=overrides)
         return Model(weights.config, weights.categories, jax.tree.map(jnp.asarray, weights.variables()))
     params, batch_stats, metadata = load_params(path)

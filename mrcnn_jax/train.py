@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 from contextlib import closing
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -26,13 +25,18 @@ from mrcnn_jax.interruption import Interrupted, Interruption
 from mrcnn_jax.metrics_writer import MetricsWriter
 from mrcnn_jax.models import zoo
 from mrcnn_jax.models.build import build
+from mrcnn_jax.object_store import AnyPath
 from mrcnn_jax.optim import optimizer
 from mrcnn_jax.overview import parameter_table
 from mrcnn_jax.progress import Progress
+from mrcnn_jax.run_folder import RunFolder
 from mrcnn_jax.train_step import configured_step, init_state, state_shardings
 
+# At least as long lies between two publications of a run's files, checkpoints aside, to an object store.
+_SECONDS = 30.0
 
-def train(config: ConfigDict, workdir: Path, *, log: Callable[[str], None] = print) -> dict[str, float]:
+
+def train(config: ConfigDict, workdir: AnyPath, *, log: Callable[[str], None] = print) -> dict[str, float]:
     """Train until `config.train.steps`, going on from the newest checkpoint in `workdir`.
 
     Ctrl-C or SIGTERM ends the run after the step that it is in, with a checkpoint of that step; a second one ends the
@@ -47,6 +51,7 @@ def train(config: ConfigDict, workdir: Path, *, log: Callable[[str], None] = pri
         Interrupted: a signal came, and the state is saved.
     """
     _check_numbers(config)
+    folder = RunFolder(workdir)
     distributed.check_devices()
     mesh = distributed.make_mesh()
     distributed.check_batch_size(config.train.batch_size, mesh, config.train.accumulate)
@@ -81,7 +86,7 @@ def train(config: ConfigDict, workdir: Path, *, log: Callable[[str], None] = pri
         state = restored.state
         log(f"resumed from step {restored.step} in {workdir}")
     start = int(state.step)
-    writer = MetricsWriter(workdir, start, enabled=together.first())
+    writer = MetricsWriter(folder.local, start, enabled=together.first())
 
     step_fn = distributed.compile_step(configured_step(config, model, tx, mesh), mesh, shardings)
     evaluator = Evaluator(model, val_data, config, mesh)
@@ -107,7 +112,12 @@ def train(config: ConfigDict, workdir: Path, *, log: Callable[[str], None] = pri
         )
 
     def score(between: Callable[[], None]) -> dict[str, float]:
-        return together.share(headline(evaluator(state.evaluated(), workdir, between=between)))
+        return together.share(headline(evaluator(state.evaluated(), folder.local, between=between)))
+
+    def save(step: int, figures: dict[str, float] | None = None) -> None:
+        # First, so that no row is missing of what a checkpoint has behind it.
+        folder.publish()
+        checkpoints.save(step, state, {"step": step}, figures)
 
     total, figures = config.train.steps, {}
     window = _Window(config.train.batch_size, minutes=writer.last("minutes"))
@@ -118,14 +128,14 @@ def train(config: ConfigDict, workdir: Path, *, log: Callable[[str], None] = pri
             f"{batches.num_skipped:,} of {batches.num_skipped + batches.num_images:,} training images are left out, "
             f"which do not have {pipeline.wanted(config)}"
         )
-    images = ImageLog(workdir, start, enabled=config.train.log_images)
+    images = ImageLog(folder.local, start, enabled=config.train.log_images)
     watch = Watch(config.train.stall_minutes, workdir / f"stall_host_{jax.process_index()}.txt")
 
     def between_batches() -> None:
         watch.alive(f"a batch of the evaluation at step {int(state.step)}")
         interruption.check()
 
-    with interruption, watch, Progress("train", total, start) as progress, closing(batches), closing(images):
+    with folder, interruption, watch, Progress("train", total, start) as progress, closing(batches), closing(images):
         try:
             for done, batch in zip(range(start + 1, total + 1), batches, strict=False):
                 log_now, evaluate_now, save_now = (
@@ -144,6 +154,7 @@ def train(config: ConfigDict, workdir: Path, *, log: Callable[[str], None] = pri
                         means = window.close() | {"learning_rate": float(rate(done - 1))}
                         writer.write(done, means)
                         progress.update(done, f"loss {means['loss']:.3f}  {means['images_per_second']:.1f} images/s")
+                        folder.publish(every=_SECONDS)
                 if evaluate_now:
                     figures = score(between_batches)
                     writer.write(done, figures)
@@ -154,11 +165,11 @@ def train(config: ConfigDict, workdir: Path, *, log: Callable[[str], None] = pri
                     window.restart()
                 if evaluate_now or save_now:
                     with interruption.held():
-                        checkpoints.save(done, state, {"step": done}, figures if evaluate_now else None)
+                        save(done, figures if evaluate_now else None)
         except Interrupted as stop:
             stop_if_not_finite()
             step = int(state.step)
-            checkpoints.save(step, state, {"step": step})
+            save(step)
             checkpoints.close()
             saved = f"stopped at step {step}, saved in {workdir}: run the same command to go on"
             raise Interrupted(stop.signal, saved) from None
@@ -167,6 +178,7 @@ def train(config: ConfigDict, workdir: Path, *, log: Callable[[str], None] = pri
     checkpoints.close()
     minutes = writer.last("minutes")
     writer.close()
+    folder.publish()
     return figures | {"minutes": minutes}
 
 

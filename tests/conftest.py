@@ -26,7 +26,8 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 # The longest first, so that at the end no process is left with one of them alone.
 _LONGEST = (
-    "test_several_hosts", "test_train", "test_commands", "test_rcnn", "test_stages", "test_names", "test_bad_input",
+    "test_several_hosts", "test_object_store", "test_train", "test_commands", "test_rcnn", "test_stages", "test_names",
+    "test_bad_input",
     "test_parity", "test_family", "test_propose", "test_proposals", "test_benchmark", "test_roi_align",
     "test_stablehlo",
 )  # fmt: skip

@@ -22,6 +22,7 @@ from mrcnn_jax.data.dataset import Category
 from mrcnn_jax.errors import UserError
 from mrcnn_jax.models.build import init
 from mrcnn_jax.models.rcnn import RCNN
+from mrcnn_jax.object_store import AnyPath, any_path
 
 _NO_WEIGHTS = (
     "warning: random weights, and norms that do nothing (config.model.backbone.norm=frozen_bn): a deep network then "
@@ -37,7 +38,7 @@ _OF_THE_EXPERIMENT = (
 _SHOWN = 6
 
 
-def read_source(config: ConfigDict, workdir: Path | None = None) -> Weights | None:
+def read_source(config: ConfigDict, workdir: AnyPath | None = None) -> Weights | None:
     """The weights that `config.train.init` names: a run or checkpoint of this package, or a file of others'.
 
     None where it is empty. A run in `workdir` that goes on has its weights in its checkpoints, so that only the model's
@@ -48,8 +49,9 @@ def read_source(config: ConfigDict, workdir: Path | None = None) -> Weights | No
     saved = None if workdir is None else newest_metadata(workdir)
     if saved is not None and saved["config"]["train"]["init"] == config.train.init:
         return Weights(str(workdir), config_from_dict(saved["config"]).model, None, {})
-    path = Path(config.train.init).expanduser()
-    if path.is_dir():
+    path = any_path(config.train.init).expanduser()
+    # In an object store there are checkpoints, no files of others'.
+    if not isinstance(path, Path) or path.is_dir():
         params, batch_stats, metadata = load_params(path)
         leaves = flatten({"params": params, "batch_stats": batch_stats})
         report = (f"{path}: {len(leaves)} arrays",)

@@ -1,10 +1,8 @@
 """What a checkpoint says about itself: config, classes and versions, as JSON that a person can read."""
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -12,6 +10,7 @@ from ml_collections import ConfigDict
 from mrcnn_jax import __version__
 from mrcnn_jax.data.dataset import Category
 from mrcnn_jax.errors import UserError
+from mrcnn_jax.object_store import AnyPath
 
 # Under this key a safetensors file has what `describe` says, as text.
 SAFETENSORS_KEY = "mrcnn_jax"
@@ -85,7 +84,7 @@ def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[st
     return lines
 
 
-def require_same_experiment(workdir: Path, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+def require_same_experiment(workdir: AnyPath, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
     """Raises `UserError`, naming the differing keys, unless both metadata describe the same experiment."""
     lines = differences(saved["config"], current["config"])
     if [c["name"] for c in saved["categories"]] != [c["name"] for c in current["categories"]]:
@@ -98,11 +97,11 @@ def require_same_experiment(workdir: Path, saved: Mapping[str, Any], current: Ma
         )
 
 
-def write(path: Path, metadata: Mapping[str, Any]) -> None:
+def write(path: AnyPath, metadata: Mapping[str, Any]) -> None:
     """Writes metadata as indented JSON; a reader never sees half a file."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def flat(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,10 +7,12 @@
                             /checksums of every array and of the metadata
                             /metrics   what evaluation gave at this step, if it ran
 
-Orbax writes each step under a temporary name and renames it when all of it is on disk.
+Orbax writes each step under a temporary name and renames it when all of it is on disk; in an object store, which cannot
+rename, a step is there when its `commit_success.txt` is, which is written last.
 """
 
 import hashlib
+import itertools
 import json
 import logging
 from collections.abc import Iterator, Mapping
@@ -29,6 +31,7 @@ from mrcnn_jax.checkpoints import checksums
 from mrcnn_jax.checkpoints.metadata import config_to_dict, require_same_experiment, write
 from mrcnn_jax.errors import UserError
 from mrcnn_jax.hosts import together
+from mrcnn_jax.object_store import AnyPath, absolute, rename, require
 
 _FOLDER = "checkpoints"
 
@@ -49,7 +52,7 @@ class Checkpoints:
     """
 
     def __init__(
-        self, workdir: Path, metadata: Mapping[str, Any], *, keep_last: int = 3, best_metric: str = "box/AP"
+        self, workdir: AnyPath, metadata: Mapping[str, Any], *, keep_last: int = 3, best_metric: str = "box/AP"
     ) -> None:
         """Opens (or makes) the run's folder.
 
@@ -62,7 +65,7 @@ class Checkpoints:
         Raises:
             UserError: the folder holds checkpoints of another experiment, or cannot be written.
         """
-        self._workdir = Path(workdir).absolute()
+        self._workdir = absolute(workdir)
         # So that whoever reads the folder takes the same for the best.
         self._metadata = dict(metadata) | {"best_metric": best_metric}
         saved = newest_metadata(self._workdir)
@@ -187,7 +190,7 @@ class Checkpoints:
         for step, reason in failures.items():
             folder = self._workdir / _FOLDER / str(step)
             if together.first():
-                folder.rename(folder.with_name(f"{step}.unreadable"))
+                rename(folder, _free_name(folder.with_name(f"{step}.unreadable")))
             logging.getLogger(__name__).warning(
                 "checkpoint of step %d cannot be read (%s) and is now called %d.unreadable; going on from step %d",
                 step, reason, step, taken,
@@ -201,7 +204,7 @@ def _of_any_host(failure: str | None) -> str | None:
     return together.share(next(filter(None, together.gather(failure)), None))
 
 
-def load_params(path: str | Path) -> tuple[Any, Any, dict[str, Any]]:
+def load_params(path: str | AnyPath) -> tuple[Any, Any, dict[str, Any]]:
     """Reads what inference needs, without the optimiser, as NumPy arrays.
 
     Args:
@@ -214,7 +217,9 @@ def load_params(path: str | Path) -> tuple[Any, Any, dict[str, Any]]:
     Raises:
         UserError: there is no checkpoint, or it cannot be read.
     """
-    folder = _step_folder(Path(path).absolute())
+    path = absolute(path)
+    require(path)
+    folder = _step_folder(path)
     try:
         metadata = _read_metadata(folder)
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
@@ -237,18 +242,18 @@ def load_params(path: str | Path) -> tuple[Any, Any, dict[str, Any]]:
     return arrays[params], arrays["batch_stats"], metadata
 
 
-def newest_metadata(workdir: Path) -> dict[str, Any] | None:
+def newest_metadata(workdir: AnyPath) -> dict[str, Any] | None:
     """The metadata of the newest checkpoint of a run; None where there is none."""
     return _newest_metadata(_steps(workdir / _FOLDER))
 
 
-def save_params(path: str | Path, params: Any, batch_stats: Any, metadata: Mapping[str, Any]) -> None:
+def save_params(path: str | AnyPath, params: Any, batch_stats: Any, metadata: Mapping[str, Any]) -> None:
     """Writes a folder that `load_params` reads: a checkpoint without training state.
 
     Raises:
         UserError: the folder exists already, or the disk is full.
     """
-    folder = Path(path).absolute()
+    folder = absolute(path)
     if folder.exists():
         raise UserError(f"{folder} exists already: choose another folder, or delete it")
     state = {"params": params, "batch_stats": batch_stats}
@@ -275,7 +280,7 @@ def _not_an_orbax_traceback(record: logging.LogRecord) -> bool:
     return not (record.exc_info and "orbax" in record.pathname)
 
 
-def _manager(folder: Path, keep_last: int, best_metric: str) -> ocp.CheckpointManager:
+def _manager(folder: AnyPath, keep_last: int, best_metric: str) -> ocp.CheckpointManager:
     # When a save fails, several threads of Orbax log the traceback, and then it is raised too: once is enough.
     logging.getLogger("absl").addFilter(_not_an_orbax_traceback)
 
@@ -293,16 +298,21 @@ def _manager(folder: Path, keep_last: int, best_metric: str) -> ocp.CheckpointMa
     )
 
 
-def _steps(folder: Path) -> list[Path]:
+def _steps(folder: AnyPath) -> list[AnyPath]:
     """The folders of the saved steps, oldest first."""
     if not folder.is_dir():
         return []
-    return sorted((child for child in folder.iterdir() if child.name.isdecimal()), key=lambda child: int(child.name))
+    steps = (child for child in folder.iterdir() if child.name.isdecimal() and ocp.utils.is_checkpoint_finalized(child))
+    return sorted(steps, key=lambda child: int(child.name))
 
 
-def _step_folder(path: Path) -> Path:
+def _step_folder(path: AnyPath) -> AnyPath:
     """The folder of one step that `path` stands for."""
     if (path / "state").is_dir():
+        if not ocp.utils.is_checkpoint_finalized(path):
+            raise UserError(
+                f"{path} was not saved to its end (it has no commit_success.txt): give another step's folder"
+            )
         return path
     steps = _steps(path / _FOLDER) or _steps(path)
     if not steps:
@@ -313,7 +323,7 @@ def _step_folder(path: Path) -> Path:
     # Checkpoints of earlier versions do not tell.
     best_metric = (_newest_metadata(steps) or {}).get("best_metric", "box/AP")
 
-    def rank(step: Path) -> tuple[float, int]:
+    def rank(step: AnyPath) -> tuple[float, int]:
         file = step / "metrics" / "metrics"
         metrics = json.loads(file.read_text()) if file.is_file() else {}
         return metrics.get(best_metric, -np.inf), int(step.name)
@@ -321,14 +331,14 @@ def _step_folder(path: Path) -> Path:
     return max(steps, key=rank)
 
 
-def _newest_metadata(steps: list[Path]) -> dict[str, Any] | None:
+def _newest_metadata(steps: list[AnyPath]) -> dict[str, Any] | None:
     for step in reversed(steps):
         with suppress(OSError, ValueError):
             return _read_metadata(step)
     return None
 
 
-def _read_metadata(step_folder: Path) -> dict[str, Any]:
+def _read_metadata(step_folder: AnyPath) -> dict[str, Any]:
     metadata = json.loads((step_folder / "metadata" / "metadata").read_text())
     checksums.require({"metadata": checksums.of_text(metadata)}, _saved_checksums(step_folder))
     return metadata
@@ -339,13 +349,22 @@ def _checksums(state: Any, metadata: Mapping[str, Any], data_state: Mapping[str,
     return checksums.of_arrays(state) | texts
 
 
-def _saved_checksums(step_folder: Path) -> dict[str, int]:
+def _saved_checksums(step_folder: AnyPath) -> dict[str, int]:
     """Those of a checkpoint; none where a version wrote it that knew none."""
     file = step_folder / "checksums" / "metadata"
     return json.loads(file.read_text()) if file.exists() else {}
 
 
-def _mend_figures(folder: Path) -> None:
+def _free_name(path: AnyPath) -> AnyPath:
+    """The path, or where there is something already, the same with a number."""
+    numbers = itertools.count(2)
+    free = path
+    while free.exists():
+        free = path.with_name(f"{path.name}-{next(numbers)}")
+    return free
+
+
+def _mend_figures(folder: AnyPath) -> None:
     """Empties figures that cannot be read any more, at which Orbax would stop: the arrays may be well."""
     for file in folder.glob("*/metrics/metrics"):
         try:
@@ -356,7 +375,7 @@ def _mend_figures(folder: Path) -> None:
 
 
 @contextmanager
-def _told_to_the_user(folder: Path) -> Iterator[None]:
+def _told_to_the_user(folder: AnyPath) -> Iterator[None]:
     """Turns the failures that a user can mend into a `UserError`."""
     try:
         yield
@@ -367,6 +386,9 @@ def _told_to_the_user(folder: Path) -> Iterator[None]:
             ) from error
         if isinstance(error, OSError):
             raise UserError(f"{folder} cannot be written ({_first_line(error)}): choose another folder") from error
+        if not isinstance(folder, Path):
+            # What a network and a store raise has no common class.
+            raise UserError(f"{folder} cannot be written ({_first_line(error)}): run the command again") from error
         raise
 
 

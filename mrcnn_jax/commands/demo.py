@@ -1,18 +1,18 @@
 """`mrcnn demo`: train on drawn shapes, score, and draw what was found."""
 
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
 from mrcnn_jax.commands import train
 from mrcnn_jax.data import sources
 from mrcnn_jax.model import load
+from mrcnn_jax.object_store import AnyPath
+from mrcnn_jax.run_folder import RunFolder
 from mrcnn_jax.visualize import draw, save, sheet, truth
 
 NUM_DRAWN = 12
 
 
-def run(config: ConfigDict, workdir: Path) -> None:
+def run(config: ConfigDict, workdir: AnyPath) -> None:
     """Everything ends up in `workdir`: metrics.json, curves.png, predictions.png, checkpoints.
 
     The last line is the result.
@@ -26,7 +26,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
     pairs = []
     for record, image, found in zip(records, images, model.predict(images, given or None), strict=True):
         pairs += [draw(image, truth(record), model.classes), draw(image, found, model.classes)]
-    save(sheet(pairs, columns=6, captions=["annotated", "predicted"] * len(records)), workdir / "predictions.png")
+    with RunFolder(workdir) as folder:
+        picture = sheet(pairs, columns=6, captions=["annotated", "predicted"] * len(records))
+        save(picture, folder.local / "predictions.png")
     num_images = (
         len(dataset.records) if not config.eval.num_images else min(config.eval.num_images, len(dataset.records))
     )

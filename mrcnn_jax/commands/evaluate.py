@@ -14,9 +14,11 @@ from mrcnn_jax.evaluation.results import write_json
 from mrcnn_jax.evaluation.run import Evaluator
 from mrcnn_jax.hosts import agreement, together
 from mrcnn_jax.models.build import build
+from mrcnn_jax.object_store import AnyPath
+from mrcnn_jax.run_folder import RunFolder
 
 
-def run(config: ConfigDict | None, workdir: Path | None, checkpoint: Path | None, json_path: Path | None) -> None:
+def run(config: ConfigDict | None, workdir: AnyPath | None, checkpoint: AnyPath | None, json_path: Path | None) -> None:
     """Score the weights in `checkpoint` (or the best of `workdir`) on the validation images of `config`.
 
     Without `config` they are those of the weights' own run. The architecture and the preprocessing are always those
@@ -26,7 +28,7 @@ def run(config: ConfigDict | None, workdir: Path | None, checkpoint: Path | None
         UserError: there is no such checkpoint, the data cannot be used, or its classes are not those of the weights.
     """
     path = checkpoint or workdir or Path()
-    if path.is_file():
+    if isinstance(path, Path) and path.is_file():
         if config is None:
             raise UserError(f"{path} says nothing of images to score it on: name an experiment with --config")
         weights = import_weights(path)
@@ -54,7 +56,12 @@ def run(config: ConfigDict | None, workdir: Path | None, checkpoint: Path | None
     agreement.same_weights(variables, model)
     mesh = distributed.make_mesh()
     variables = distributed.replicate(variables, mesh)
-    metrics = Evaluator(build(model), dataset, experiment, mesh)(variables, out_dir=workdir)
+    evaluator = Evaluator(build(model), dataset, experiment, mesh)
+    if workdir is None:
+        metrics = evaluator(variables)
+    else:
+        with RunFolder(workdir) as folder:
+            metrics = evaluator(variables, out_dir=folder.local)
     for kind, figures in metrics.items():
         print(f"{kind}\n{figures.table()}")
     if json_path and together.first():

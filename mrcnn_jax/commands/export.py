@@ -6,9 +6,10 @@ from mrcnn_jax.checkpoints import exporting
 from mrcnn_jax.checkpoints.stablehlo import export_stablehlo
 from mrcnn_jax.errors import UserError
 from mrcnn_jax.model import load
+from mrcnn_jax.object_store import AnyPath
 
 
-def run(checkpoint: Path, kind: str, out: Path, image_size: tuple[int, int] | None, batch_size: int | None) -> None:
+def run(checkpoint: AnyPath, kind: str, out: Path, image_size: tuple[int, int] | None, batch_size: int | None) -> None:
     """Write a checkpoint in the form that other programs load.
 
     Args:

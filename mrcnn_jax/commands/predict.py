@@ -10,6 +10,7 @@ from mrcnn_jax.errors import UserError
 from mrcnn_jax.evaluation.paste import encode_window
 from mrcnn_jax.evaluation.results import write_json
 from mrcnn_jax.model import Result, load
+from mrcnn_jax.object_store import AnyPath
 from mrcnn_jax.progress import Progress
 from mrcnn_jax.visualize import draw, save
 
@@ -19,7 +20,9 @@ _CHUNK = 16
 _TOLD = 10
 
 
-def run(checkpoint: Path, images: list[str], out: Path, threshold: float | None, proposals: Path | None = None) -> None:
+def run(
+    checkpoint: AnyPath, images: list[str], out: Path, threshold: float | None, proposals: Path | None = None
+) -> None:
     """Detect in image files and folders: an overlay of each in `out`, and `predictions.json` with all of them.
 
     `threshold` is the lowest score that is drawn, by default 0.5, or 0 where it is the margin of an SVM;

@@ -23,6 +23,7 @@ from mrcnn_jax.evaluation.results import write_json
 from mrcnn_jax.interruption import Interrupted, Interruption
 from mrcnn_jax.model import Model, load
 from mrcnn_jax.models.build import build
+from mrcnn_jax.object_store import AnyPath
 from mrcnn_jax.progress import Progress
 from mrcnn_jax.types import Proposals
 
@@ -42,7 +43,7 @@ def run(
     split: str | None,
     folder: Path | None,
     method: str,
-    checkpoint: Path | None,
+    checkpoint: AnyPath | None,
     out: Path,
     num: int | None,
     workers: int,
@@ -158,7 +159,7 @@ def _key(record: Record) -> str:
     return f"{record.image_id} {name} {record.width}x{record.height}"
 
 
-def _check_rpn(model: Model, checkpoint: Path | None) -> None:
+def _check_rpn(model: Model, checkpoint: AnyPath | None) -> None:
     if model.config.rpn is None:
         raise UserError(f"{checkpoint} is a model without an RPN, which finds no proposals: name one with an RPN")
 

@@ -5,7 +5,6 @@ Each function raises a `UserError` on every host, naming two that differ; on one
 
 import secrets
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from mrcnn_jax.checkpoints.metadata import flat
@@ -13,6 +12,7 @@ from mrcnn_jax.checkpoints.state import digest
 from mrcnn_jax.data.dataset import Dataset
 from mrcnn_jax.errors import UserError
 from mrcnn_jax.hosts import together
+from mrcnn_jax.object_store import AnyPath
 
 # Where a host has its files, and how many processes read them, is its own affair.
 _OF_THE_HOST = ("data.root", "data.num_workers", "eval.num_workers", "train.init")
@@ -38,7 +38,7 @@ def same_weights(variables: Any, model: Any) -> None:
         together.same({"what training starts from": digest(variables, model)}, remedy)
 
 
-def same_folder(folder: Path) -> None:
+def same_folder(folder: AnyPath) -> None:
     """Whether what one host writes to a folder, which is made, is there for the others."""
     if not together.several():
         return
@@ -48,12 +48,14 @@ def same_folder(folder: Path) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             file.touch()
         except OSError as error:
-            raise UserError(f"{folder} cannot be written ({error.strerror}): choose another --workdir") from None
+            raise UserError(
+                f"{folder} cannot be written ({error.strerror or error}): choose another --workdir"
+            ) from None
     # Only now is it there.
     together.share(None)
     line = (
         f"{folder} is not the same folder on all hosts ({{hosts}} cannot see what the first one writes): give a folder "
-        "on a disk that they share as --workdir"
+        "on a disk that they share, or gs://BUCKET/FOLDER, as --workdir"
     )
     together.all_well(file.exists(), line)
     if together.first():

@@ -2,11 +2,15 @@
 
 import faulthandler
 import sys
+import tempfile
 import threading
 import time
-from pathlib import Path
 
 from mrcnn_jax.hosts import together
+from mrcnn_jax.object_store import AnyPath
+
+# Seconds that writing the stacks may take.
+_WRITING = 60
 
 
 class Watch:
@@ -21,7 +25,7 @@ class Watch:
     hosts' stacks one shows the reason.
     """
 
-    def __init__(self, minutes: float, file: Path):
+    def __init__(self, minutes: float, file: AnyPath):
         self._seconds, self._file = minutes * 60, file
         self._last, self._what = time.monotonic(), "the start"
         self._over = threading.Event()
@@ -47,10 +51,19 @@ class Watch:
         else:
             return
         faulthandler.dump_traceback(sys.__stderr__, all_threads=True)
-        with self._file.open("w") as file:
-            faulthandler.dump_traceback(file, all_threads=True)
+        # On the side: what stands still may be the disk, or the store, that this file is on.
+        writer = threading.Thread(target=self._write, daemon=True)
+        writer.start()
+        writer.join(_WRITING)
         together.fail(
             f"nothing was done for {self._seconds / 60:g} minutes after {self._what}: {self._file} has all threads' "
             "stacks. Run the same command to go on from the last checkpoint, or raise config.train.stall_minutes",
             together.TRY_AGAIN,
         )
+
+    def _write(self) -> None:
+        # A file of the system's, which an object store has not.
+        with tempfile.TemporaryFile("w+") as file:
+            faulthandler.dump_traceback(file, all_threads=True)
+            file.seek(0)
+            self._file.write_text(file.read())
