@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import local_hosts
 from same_bits import Differ, same_arrays, same_losses
@@ -31,6 +32,13 @@ LIMIT = 60
 SAVE_EVERY = 10
 
 
+class Most(NamedTuple):
+    """How long after a start a process is left alone at the most."""
+
+    seconds: float
+    steps: int
+
+
 def main() -> None:
     """Do both runs, and compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -40,10 +48,12 @@ def main() -> None:
     parser.add_argument("--hosts", type=int, default=2, help="processes of the run (%(default)s)")
     parser.add_argument("--steps", type=int, default=1500, help="of training (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of what is done when (%(default)s)")
+    parser.add_argument("--config", default=str(CONFIG), metavar="FILE[:MODE]", help="what is trained (%(default)s)")
     options = parser.parse_args()
     if options.out.exists():
         sys.exit(f"error: {options.out} exists: choose another folder")
     alone, disturbed = options.out / "alone", options.out / "disturbed"
+    began = time.monotonic()
     statuses = local_hosts.run(options.hosts, _command(alone, options), options.out / "alone_logs", 3600, _env(options))
     if any(statuses):
         sys.exit(f"error: the undisturbed run ended with {statuses}: see {options.out / 'alone_logs'}")
@@ -51,10 +61,12 @@ def main() -> None:
     random_ = random.Random(options.seed)
     events = ["kill"] * options.kills + ["term"] * options.terms
     random_.shuffle(events)
+    # The run is not to end before all has been done to it.
+    most = Most(seconds=min(40.0, (time.monotonic() - began) / 2), steps=max(2, options.steps // (len(events) + 1)))
     done = []
     with Progress("kill", len(events) + 1) as progress:
         for event in events:
-            done.append(_disturb(event, disturbed, options, random_))
+            done.append(_disturb(event, disturbed, options, most, random_))
             _require_all_readable(disturbed)
             progress.update(len(done), json.dumps(done[-1]))
         statuses = local_hosts.run(
@@ -80,7 +92,7 @@ def _command(workdir: Path, options: argparse.Namespace) -> list[str]:
     keys = {"steps": options.steps, "save_every": SAVE_EVERY, "eval_every": options.steps, "cpu_devices": 1}
     return [
         "train",
-        f"--config={CONFIG}",
+        f"--config={options.config}",
         f"--workdir={workdir}",
         *(f"--config.train.{k}={v}" for k, v in keys.items()),
     ]
@@ -90,23 +102,23 @@ def _env(options: argparse.Namespace) -> dict[str, str]:
     return local_hosts.quick(options.out / "cache")
 
 
-def _disturb(event: str, workdir: Path, options: argparse.Namespace, random_: random.Random) -> dict:
+def _disturb(event: str, workdir: Path, options: argparse.Namespace, most: Most, random_: random.Random) -> dict:
     """Starts the run, does something to it, and waits for its end."""
     before = _last_row(workdir)
     hosts = local_hosts.start(options.hosts, _command(workdir, options), options.out / "logs", _env(options))
     began = time.monotonic()
     if event == "term":
         what = "SIGTERM to one"
-        _wait_for_steps(workdir, before, random_.randrange(1, 60), hosts)
+        _wait_for_steps(workdir, before, random_.randrange(1, most.steps), hosts)
         hit = [random_.choice(hosts)]
     else:
         when = random_.choice(["any moment", "in the steps", "in the writing of a checkpoint"])
         hit = random_.choice([hosts, [random_.choice(hosts)]])
         what = f"SIGKILL to {'all' if len(hit) > 1 else 'one'}, {when}"
         if when == "any moment":
-            _wait(random_.uniform(0, 40), hosts)
+            _wait(random_.uniform(0, most.seconds), hosts)
         else:
-            _wait_for_steps(workdir, before, random_.randrange(1, 60), hosts)
+            _wait_for_steps(workdir, before, random_.randrange(1, most.steps), hosts)
         if when == "in the writing of a checkpoint":
             _wait_for_a_save(workdir, hosts)
             time.sleep(random_.uniform(0, 0.2))
