@@ -56,7 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Where a collective failed because a host is gone, that comes to be known, and ends this process.
         time.sleep(2 if together.several() else 0)
         if disk_space.is_full(error):
-            return _fail("the disk is full: free some space and run the same command again")
+            workdir = getattr(options, "workdir", None)
+            where = f" while writing {workdir}" if workdir else ""
+            return _fail(f"the disk is full{where}: free some space and run the same command again")
         return _fail(_unexpected(error, getattr(options, "workdir", None)))
 
 

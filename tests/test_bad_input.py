@@ -314,7 +314,7 @@ def full(*arguments, **options):
     ("where", "words"),
     [
         ("mrcnn_jax.metrics_writer.csv.DictWriter.writerow",
-         ["the disk is full", "free some space", "same command again"]),
+         ["the disk is full while writing", "/run: free some space", "same command again"]),
         ("orbax.checkpoint.CheckpointManager.save",
          ["the disk is full; earlier checkpoints are intact", "free some space"]),
     ],

@@ -28,6 +28,7 @@ MAY_CHANGE = (
     "train.save_every",
     "train.keep",
     "train.cpu_devices",
+    "model.backbone.remat",
     "model_overrides",
     # What is fitted to the trained network.
     "svm.",
