@@ -3,9 +3,10 @@
     python scripts/host_counts.py --out=runs/host_counts [--steps=20]
 
 First a run of `scripts/tiny_hosts.py` (Mask R-CNN on drawn shapes, four devices in all) by one, two and four hosts:
-how far parameters and losses are from one host's at the most, whether metrics.json is the same, and what `mrcnn eval`
-by as many hosts says of one host's checkpoint. Then an RPN for two epochs of 100 images: a run by some hosts gets a
-SIGTERM within an epoch, and others go on; each image of an epoch has to be seen once. OUT/host_counts.json has it all.
+how far parameters and losses are from one host's at the most, whether metrics.json is the same, and whether `mrcnn
+eval` by as many hosts says the same of one checkpoint, to the last digit of each prediction. Then an RPN for two epochs
+of 100 images: a run by some hosts gets a SIGTERM within an epoch, and others go on; each image of an epoch has to be
+seen once. OUT/host_counts.json has it all.
 """
 
 import argparse
@@ -31,6 +32,8 @@ COUNTS, DEVICES = (1, 2, 4), 4
 CHANGES = ((4, 1), (4, 2), (1, 4), (2, 4))
 # Two epochs; the first part of a run ends in the first one, or soon after.
 IMAGES, BATCH, EPOCHS, SAVED = 100, 4, 2, 10
+# What an evaluation writes.
+EVALUATED = ("metrics.json", "predictions_bbox.json", "predictions_segm.json")
 LIMIT = 1800
 
 
@@ -39,10 +42,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--steps", type=int, default=20, help="of the first comparison (%(default)s)")
+    parser.add_argument("--evaluate", type=Path, metavar="WORKDIR", help="a run to evaluate, not the first one")
     options = parser.parse_args()
     if options.out.exists():
         sys.exit(f"error: {options.out} exists: choose another folder")
-    result = {"steps": options.steps, "hosts": _by_all(options.out, options.steps), "changes": _changes(options.out)}
+    result = {
+        "steps": options.steps,
+        "hosts": _by_all(options.out, options.steps, options.evaluate),
+        "changes": _changes(options.out),
+    }
     write_json(result, options.out / "host_counts.json")
     print(json.dumps(result, indent=2))
     same = all(
@@ -53,25 +61,31 @@ def main() -> None:
         sys.exit("error: not the same")
 
 
-def _by_all(out: Path, steps: int) -> list[dict]:
+def _by_all(out: Path, steps: int, evaluated: Path | None) -> list[dict]:
     """What the runs by two and four hosts differ in from that by one."""
+    found = out / "found"
     keys = {"train.steps": steps, "train.eval_every": steps, "train.save_every": steps}
+    one, evaluations = out / "1", []
     for count in COUNTS:
         _run(out, count, "train", [f"--config={CONFIG}", f"--workdir={out / str(count)}"], keys)
-        _run(out, count, "eval", [f"--workdir={out / '1'}", f"--json={out / f'eval_{count}.json'}"], {})
-    one, found = out / "1", []
-    for count in COUNTS[1:]:
+        if count == 1:
+            shutil.copytree(evaluated or one, found)
+        _run(out, count, "eval", [f"--workdir={found}"], {})
+        evaluations.append([(found / name).read_bytes() for name in EVALUATED])
+    rows = []
+    for count, evaluation in zip(COUNTS[1:], evaluations[1:], strict=True):
         other = out / str(count)
         pairs = zip(jax.tree.leaves(load_params(one)[0]), jax.tree.leaves(load_params(other)[0]), strict=True)
         losses = zip(_losses(one), _losses(other), strict=True)
-        found.append({
+        rows.append({
             "hosts": count,
             "parameters": max(float(np.abs(a - b).max()) for a, b in pairs),
             "losses": max(abs(a - b) / a for a, b in losses),
             "same_metrics": (one / "metrics.json").read_bytes() == (other / "metrics.json").read_bytes(),
-            "same_evaluation": (out / "eval_1.json").read_bytes() == (out / f"eval_{count}.json").read_bytes(),
+            "same_evaluation": evaluation == evaluations[0],
+            "evaluated": {kind: part["figures"]["AP"] for kind, part in json.loads(evaluation[0]).items()},
         })  # fmt: skip
-    return found
+    return rows
 
 
 def _changes(out: Path) -> list[dict]:
@@ -125,10 +139,11 @@ def _losses(workdir: Path) -> list[float]:
 
 
 def _start(out: Path, count: int, command: str, arguments: list[str], keys: dict) -> list:
-    # What is evaluated brings its own config.
+    # What is evaluated brings its own config, and devices by the environment.
     keys = keys | {"train.cpu_devices": DEVICES // count} if command == "train" else keys
+    env = local_hosts.quick(out / "cache") | {"JAX_NUM_CPU_DEVICES": str(DEVICES // count)}
     overrides = [f"--config.{key}={value}" for key, value in keys.items()]
-    return local_hosts.start(count, [command, *arguments, *overrides], out / "logs", local_hosts.quick(out / "cache"))
+    return local_hosts.start(count, [command, *arguments, *overrides], out / "logs", env)
 
 
 def _run(out: Path, count: int, command: str, arguments: list[str], keys: dict) -> None:

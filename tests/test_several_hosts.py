@@ -1,8 +1,10 @@
 """Two hosts do what one does: the same training, the same figures, each image once, whatever comes in between."""
 
 import csv
+import json
 import os
 import re
+import shutil
 import signal
 import socket
 import sys
@@ -31,10 +33,13 @@ KEYS = (
 )  # fmt: skip
 
 
+def environment() -> dict[str, str]:
+    return os.environ | {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
+
+
 def start(workdir: Path, logs: Path, *keys: str):
     arguments = ["train", f"--config={CONFIG}", f"--workdir={workdir}", *(f"--config.{key}" for key in (*KEYS, *keys))]
-    env = os.environ | {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
-    return local_hosts.start(2, [*arguments, "--config.train.cpu_devices=2"], logs, env)
+    return local_hosts.start(2, [*arguments, "--config.train.cpu_devices=2"], logs, environment())
 
 
 def rows(workdir: Path) -> dict[int, dict[str, str]]:
@@ -91,6 +96,21 @@ def test_losses_figures_and_parameters_are_those_of_one_host(alone, interrupted)
     chex.assert_trees_all_close(*params, atol=1e-5)
     for name in ("box/AP", "box/AP50", "mask/AP", "mask/AR100"):
         assert one[FIRST][name] == two[FIRST][name]
+
+
+def test_two_hosts_evaluate_to_the_same_digits(alone, tmp_path):
+    """After so few steps figures are zeros; each score, box and mask that goes into them has to be the same."""
+    written = []
+    for count in (1, 2):
+        workdir = shutil.copytree(alone, tmp_path / str(count))
+        # As many devices in all, so that each has the same images.
+        env = environment() | {"JAX_NUM_CPU_DEVICES": str(2 // count)}
+        statuses = local_hosts.run(count, ["eval", f"--workdir={workdir}"], tmp_path / "logs", env=env)
+        assert statuses == [0] * count
+        names = ("predictions_bbox.json", "predictions_segm.json", "metrics.json")
+        written.append([(workdir / name).read_bytes() for name in names])
+    assert written[0] == written[1]
+    assert len({result["image_id"] for result in json.loads(written[0][0])}) == 10
 
 
 def test_every_image_of_an_epoch_is_seen_once(alone, interrupted):
