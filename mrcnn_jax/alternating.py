@@ -9,7 +9,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from mrcnn_jax.checkpoints.metadata import categories_from, config_from_dict, describe
-from mrcnn_jax.checkpoints.state import load_params, save_params
+from mrcnn_jax.checkpoints.params import load_params, save_params
 from mrcnn_jax.commands import propose
 from mrcnn_jax.data import sources
 from mrcnn_jax.evaluation.run import score_detector

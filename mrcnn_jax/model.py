@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from mrcnn_jax.checkpoints.importing import import_weights
 from mrcnn_jax.checkpoints.metadata import categories_from, config_from_dict
-from mrcnn_jax.checkpoints.state import load_params
+from mrcnn_jax.checkpoints.params import load_params
 from mrcnn_jax.config_files import override
 from mrcnn_jax.conventions import rule_of
 from mrcnn_jax.data import images as image_files

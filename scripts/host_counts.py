@@ -23,7 +23,7 @@ import jax
 import local_hosts
 import numpy as np
 
-from mrcnn_jax.checkpoints.state import load_params
+from mrcnn_jax.checkpoints.params import load_params
 from mrcnn_jax.evaluation.results import write_json
 
 CONFIG = Path(__file__).with_name("tiny_hosts.py")

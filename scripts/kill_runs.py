@@ -21,7 +21,7 @@ from typing import NamedTuple
 import local_hosts
 from same_bits import Differ, same_arrays, same_losses
 
-from mrcnn_jax.checkpoints.state import load_params
+from mrcnn_jax.checkpoints.params import load_params
 from mrcnn_jax.evaluation.results import write_json
 from mrcnn_jax.progress import Progress
 

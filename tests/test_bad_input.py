@@ -12,6 +12,7 @@ from PIL import Image
 from test_commands import EXPERIMENT
 
 from mrcnn_jax.checkpoints import state
+from mrcnn_jax.checkpoints.params import load_params
 from mrcnn_jax.cli import main
 from mrcnn_jax.config_files import load_config
 from mrcnn_jax.data import sources
@@ -324,7 +325,7 @@ def test_a_full_disk_loses_nothing(experiment, refused, run, monkeypatch, where,
     with monkeypatch.context() as patch:
         patch.setattr(where, full)
         refused(arguments, *words)
-    assert state.load_params(run / "checkpoints" / str(STEPS))
+    assert load_params(run / "checkpoints" / str(STEPS))
     rows = (run / "metrics.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows[1:]].count(str(STEPS)) > 0
 

@@ -15,7 +15,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from mrcnn_jax.checkpoints import metadata as meta
-from mrcnn_jax.checkpoints.state import Checkpoints, load_params, save_params
+from mrcnn_jax.checkpoints.params import load_params, save_params
+from mrcnn_jax.checkpoints.state import Checkpoints
 from mrcnn_jax.data.dataset import Category
 from mrcnn_jax.errors import UserError
 

@@ -21,7 +21,7 @@ from pycocotools.coco import COCO
 from test_train import STEPS, config
 
 import mrcnn_jax
-from mrcnn_jax.checkpoints.state import load_params
+from mrcnn_jax.checkpoints.params import load_params
 from mrcnn_jax.cli import main
 from mrcnn_jax.data import shapes, tfds_builders
 from mrcnn_jax.data.dataset import Category, Dataset

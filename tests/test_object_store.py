@@ -21,7 +21,9 @@ sys.path.append(str(Path(__file__).parents[1] / "scripts"))
 import local_hosts
 
 from mrcnn_jax import cli
-from mrcnn_jax.checkpoints.state import Checkpoints, load_params, newest_metadata
+from mrcnn_jax.checkpoints.folders import newest_metadata
+from mrcnn_jax.checkpoints.params import load_params
+from mrcnn_jax.checkpoints.state import Checkpoints
 from mrcnn_jax.config_files import load_config
 from mrcnn_jax.errors import UserError
 from mrcnn_jax.hosts.stall import Watch

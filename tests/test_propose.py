@@ -14,7 +14,7 @@ import tiny
 from PIL import Image
 
 from mrcnn_jax.checkpoints.metadata import describe
-from mrcnn_jax.checkpoints.state import save_params
+from mrcnn_jax.checkpoints.params import save_params
 from mrcnn_jax.cli import main
 from mrcnn_jax.data import selective_search, shapes
 from mrcnn_jax.data.dataset import Category

@@ -19,7 +19,7 @@ import pytest
 sys.path.append(str(Path(__file__).parents[1] / "scripts"))
 import local_hosts
 
-from mrcnn_jax.checkpoints.state import load_params
+from mrcnn_jax.checkpoints.params import load_params
 from mrcnn_jax.config_files import load_config
 from mrcnn_jax.train import train
 

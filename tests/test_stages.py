@@ -12,7 +12,7 @@ from experiments import base
 from mrcnn_jax import distributed
 from mrcnn_jax.alternating import train_alternating
 from mrcnn_jax.checkpoints.metadata import config_from_dict
-from mrcnn_jax.checkpoints.state import load_params
+from mrcnn_jax.checkpoints.params import load_params
 from mrcnn_jax.commands import train as command
 from mrcnn_jax.data import sources
 from mrcnn_jax.errors import UserError

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from experiments import shapes
-from mrcnn_jax.checkpoints.state import load_params
+from mrcnn_jax.checkpoints.params import load_params
 from mrcnn_jax.data import sources
 from mrcnn_jax.errors import UserError
 from mrcnn_jax.model import load

@@ -32,6 +32,12 @@ def of_text(values: Mapping[str, Any]) -> int:
     return zlib.crc32(json.dumps(values, sort_keys=True).encode())
 
 
+def of_checkpoint(state: Any, metadata: Mapping[str, Any], data_state: Mapping[str, Any]) -> dict[str, int]:
+    """Those of all that a checkpoint has to hold as it was."""
+    texts = {"metadata": of_text(metadata), "data": of_text(data_state)}
+    return of_arrays(state) | texts
+
+
 def require(found: Mapping[str, int], saved: Mapping[str, int]) -> None:
     """Raises `ValueError`, naming the first, unless all that was `found` is as it was `saved`."""
     for name, value in found.items():

@@ -12,11 +12,12 @@ import jax
 from ml_collections import ConfigDict
 
 from mrcnn_jax.checkpoints.class_heads import heads_by_class
+from mrcnn_jax.checkpoints.folders import newest_metadata
 from mrcnn_jax.checkpoints.importing import Weights, convert, is_backbone
 from mrcnn_jax.checkpoints.metadata import categories_from, config_from_dict
 from mrcnn_jax.checkpoints.names import flatten, unflatten
+from mrcnn_jax.checkpoints.params import load_params
 from mrcnn_jax.checkpoints.recognise import is_plain, network_name
-from mrcnn_jax.checkpoints.state import load_params, newest_metadata
 from mrcnn_jax.checkpoints.weight_files import read_weights
 from mrcnn_jax.data.dataset import Category
 from mrcnn_jax.errors import UserError

@@ -11,29 +11,23 @@ Orbax writes each step under a temporary name and renames it when all of it is o
 rename, a step is there when its `commit_success.txt` is, which is written last.
 """
 
-import hashlib
 import itertools
 import json
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, NamedTuple, SupportsFloat
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from mrcnn_jax import disk_space
 from mrcnn_jax.checkpoints import checksums
-from mrcnn_jax.checkpoints.metadata import config_to_dict, require_same_experiment, write
+from mrcnn_jax.checkpoints.folders import FOLDER, first_line, newest_metadata, saved_checksums, told_to_the_user
+from mrcnn_jax.checkpoints.metadata import require_same_experiment, write
 from mrcnn_jax.errors import UserError
 from mrcnn_jax.hosts import together
-from mrcnn_jax.object_store import AnyPath, absolute, rename, require
-
-_FOLDER = "checkpoints"
+from mrcnn_jax.object_store import AnyPath, absolute, rename
 
 
 class Restored(NamedTuple):
@@ -71,14 +65,14 @@ class Checkpoints:
         saved = newest_metadata(self._workdir)
         if saved is not None:
             require_same_experiment(workdir, saved, self._metadata)
-        with _told_to_the_user(self._workdir):
+        with told_to_the_user(self._workdir):
             self._workdir.mkdir(parents=True, exist_ok=True)
             if together.first():
                 write(self._workdir / "metadata.json", self._metadata)
-                _mend_figures(self._workdir / _FOLDER)
+                _mend_figures(self._workdir / FOLDER)
             # Before any host looks at them.
             together.share(None)
-            self._manager = _manager(self._workdir / _FOLDER, keep_last, best_metric)
+            self._manager = _manager(self._workdir / FOLDER, keep_last, best_metric)
 
     def save(
         self, step: int, state: Any, data_state: Mapping[str, Any], metrics: Mapping[str, SupportsFloat] | None = None
@@ -94,7 +88,7 @@ class Checkpoints:
         Raises:
             UserError: the disk is full; also when that befell the save before this one, which ran in the background.
         """
-        with _told_to_the_user(self._workdir):
+        with told_to_the_user(self._workdir):
             self._manager.check_for_errors()
             if step in self._manager.all_steps():
                 return
@@ -104,7 +98,7 @@ class Checkpoints:
                     state=ocp.args.StandardSave(state),
                     data=ocp.args.JsonSave(dict(data_state)),
                     metadata=ocp.args.JsonSave(self._metadata),
-                    checksums=ocp.args.JsonSave(_checksums(state, self._metadata, dict(data_state))),
+                    checksums=ocp.args.JsonSave(checksums.of_checkpoint(state, self._metadata, dict(data_state))),
                 ),
                 metrics={name: float(value) for name, value in (metrics or {}).items()},
             )
@@ -140,7 +134,7 @@ class Checkpoints:
                 restored, failure = self._read(candidate, abstract_state), None
             # Whatever half-written or damaged files make Orbax raise; its exceptions have no common class.
             except Exception as error:
-                restored, failure = None, _first_line(error)
+                restored, failure = None, first_line(error)
             # What one host cannot read, none goes on from; and only what all have read can be checked by all.
             failure = _of_any_host(failure) or _of_any_host(self._damage(candidate, restored))
             if failure is not None:
@@ -151,14 +145,14 @@ class Checkpoints:
         if failures:
             newest = max(failures)
             raise UserError(
-                f"{self._workdir / _FOLDER}: none of the checkpoints {sorted(failures)} can be read "
+                f"{self._workdir / FOLDER}: none of the checkpoints {sorted(failures)} can be read "
                 f"(step {newest}: {failures[newest]}): restore them from a copy, or choose another --workdir"
             )
         return None
 
     def close(self) -> None:
         """Waits until the last save is on disk. Raises `UserError` if the disk was full."""
-        with _told_to_the_user(self._workdir):
+        with told_to_the_user(self._workdir):
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
             self._manager.close()
@@ -181,14 +175,14 @@ class Checkpoints:
         """What is not as it was saved, in words."""
         found = checksums.of_arrays(restored.state) | {"data": checksums.of_text(restored.data_state)}
         try:
-            checksums.require(found, _saved_checksums(self._workdir / _FOLDER / str(step)))
+            checksums.require(found, saved_checksums(self._workdir / FOLDER / str(step)))
         except (OSError, ValueError) as error:
-            return _first_line(error)
+            return first_line(error)
         return None
 
     def _set_aside(self, failures: Mapping[int, str], taken: int) -> None:
         for step, reason in failures.items():
-            folder = self._workdir / _FOLDER / str(step)
+            folder = self._workdir / FOLDER / str(step)
             if together.first():
                 rename(folder, _free_name(folder.with_name(f"{step}.unreadable")))
             logging.getLogger(__name__).warning(
@@ -202,78 +196,6 @@ class Checkpoints:
 
 def _of_any_host(failure: str | None) -> str | None:
     return together.share(next(filter(None, together.gather(failure)), None))
-
-
-def load_params(path: str | AnyPath) -> tuple[Any, Any, dict[str, Any]]:
-    """Reads what inference needs, without the optimiser, as NumPy arrays.
-
-    Args:
-        path: a run's workdir (its best checkpoint is taken, or the newest if none was evaluated), the folder of one
-            step, or a folder that `save_params` wrote.
-
-    Returns:
-        `(params, batch_stats, metadata)`. The params are the averaged ones where the run kept an average (`ema`).
-
-    Raises:
-        UserError: there is no checkpoint, or it cannot be read.
-    """
-    path = absolute(path)
-    require(path)
-    folder = _step_folder(path)
-    try:
-        metadata = _read_metadata(folder)
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            tree = ocp.PyTreeCheckpointHandler().metadata(folder / "state").tree
-            params = "ema" if tree.get("ema") else "params"
-            wanted = {key: tree.get(key) or {} for key in (params, "batch_stats")}
-            arrays = reader.restore(
-                folder / "state",
-                args=ocp.args.PyTreeRestore(
-                    item=wanted,
-                    restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted),
-                    partial_restore=True,
-                ),
-            )
-        checksums.require(checksums.of_arrays(arrays), _saved_checksums(folder))
-    except Exception as error:
-        raise UserError(
-            f"{folder} cannot be read as a checkpoint ({_first_line(error)}): give another step's folder or a new copy"
-        ) from error
-    return arrays[params], arrays["batch_stats"], metadata
-
-
-def newest_metadata(workdir: AnyPath) -> dict[str, Any] | None:
-    """The metadata of the newest checkpoint of a run; None where there is none."""
-    return _newest_metadata(_steps(workdir / _FOLDER))
-
-
-def save_params(path: str | AnyPath, params: Any, batch_stats: Any, metadata: Mapping[str, Any]) -> None:
-    """Writes a folder that `load_params` reads: a checkpoint without training state.
-
-    Raises:
-        UserError: the folder exists already, or the disk is full.
-    """
-    folder = absolute(path)
-    if folder.exists():
-        raise UserError(f"{folder} exists already: choose another folder, or delete it")
-    state = {"params": params, "batch_stats": batch_stats}
-    with _told_to_the_user(folder), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
-        writer.save(
-            folder,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                metadata=ocp.args.JsonSave(dict(metadata)),
-                checksums=ocp.args.JsonSave(_checksums(state, metadata, {})),
-            ),
-        )
-
-
-def digest(variables: Any, model: ConfigDict) -> str:
-    """A short text that differs where a model's arrays or its config differ."""
-    found = hashlib.blake2b(json.dumps(config_to_dict(model), sort_keys=True).encode(), digest_size=16)
-    for leaf in jax.tree.leaves(variables):
-        found.update(np.asarray(leaf).tobytes())
-    return found.hexdigest()
 
 
 def _not_an_orbax_traceback(record: logging.LogRecord) -> bool:
@@ -298,63 +220,6 @@ def _manager(folder: AnyPath, keep_last: int, best_metric: str) -> ocp.Checkpoin
     )
 
 
-def _steps(folder: AnyPath) -> list[AnyPath]:
-    """The folders of the saved steps, oldest first."""
-    if not folder.is_dir():
-        return []
-    steps = (child for child in folder.iterdir() if child.name.isdecimal() and ocp.utils.is_checkpoint_finalized(child))
-    return sorted(steps, key=lambda child: int(child.name))
-
-
-def _step_folder(path: AnyPath) -> AnyPath:
-    """The folder of one step that `path` stands for."""
-    if (path / "state").is_dir():
-        if not ocp.utils.is_checkpoint_finalized(path):
-            raise UserError(
-                f"{path} was not saved to its end (it has no commit_success.txt): give another step's folder"
-            )
-        return path
-    steps = _steps(path / _FOLDER) or _steps(path)
-    if not steps:
-        raise UserError(
-            f"{path} holds no checkpoint: give a run's workdir, a folder WORKDIR/{_FOLDER}/STEP, or an exported folder"
-        )
-
-    # Checkpoints of earlier versions do not tell.
-    best_metric = (_newest_metadata(steps) or {}).get("best_metric", "box/AP")
-
-    def rank(step: AnyPath) -> tuple[float, int]:
-        file = step / "metrics" / "metrics"
-        metrics = json.loads(file.read_text()) if file.is_file() else {}
-        return metrics.get(best_metric, -np.inf), int(step.name)
-
-    return max(steps, key=rank)
-
-
-def _newest_metadata(steps: list[AnyPath]) -> dict[str, Any] | None:
-    for step in reversed(steps):
-        with suppress(OSError, ValueError):
-            return _read_metadata(step)
-    return None
-
-
-def _read_metadata(step_folder: AnyPath) -> dict[str, Any]:
-    metadata = json.loads((step_folder / "metadata" / "metadata").read_text())
-    checksums.require({"metadata": checksums.of_text(metadata)}, _saved_checksums(step_folder))
-    return metadata
-
-
-def _checksums(state: Any, metadata: Mapping[str, Any], data_state: Mapping[str, Any]) -> dict[str, int]:
-    texts = {"metadata": checksums.of_text(metadata), "data": checksums.of_text(data_state)}
-    return checksums.of_arrays(state) | texts
-
-
-def _saved_checksums(step_folder: AnyPath) -> dict[str, int]:
-    """Those of a checkpoint; none where a version wrote it that knew none."""
-    file = step_folder / "checksums" / "metadata"
-    return json.loads(file.read_text()) if file.exists() else {}
-
-
 def _free_name(path: AnyPath) -> AnyPath:
     """The path, or where there is something already, the same with a number."""
     numbers = itertools.count(2)
@@ -372,25 +237,3 @@ def _mend_figures(folder: AnyPath) -> None:
         except ValueError:
             logging.getLogger(__name__).warning("%s is damaged: this checkpoint's figures are forgotten", file)
             file.write_text("{}")
-
-
-@contextmanager
-def _told_to_the_user(folder: AnyPath) -> Iterator[None]:
-    """Turns the failures that a user can mend into a `UserError`."""
-    try:
-        yield
-    except Exception as error:
-        if disk_space.is_full(error):
-            raise UserError(
-                f"{folder}: the disk is full; earlier checkpoints are intact: free some space and run the same command"
-            ) from error
-        if isinstance(error, OSError):
-            raise UserError(f"{folder} cannot be written ({_first_line(error)}): choose another folder") from error
-        if not isinstance(folder, Path):
-            # What a network and a store raise has no common class.
-            raise UserError(f"{folder} cannot be written ({_first_line(error)}): run the command again") from error
-        raise
-
-
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from mrcnn_jax import distributed
 from mrcnn_jax.checkpoints.importing import import_weights
 from mrcnn_jax.checkpoints.metadata import categories_from, config_from_dict
-from mrcnn_jax.checkpoints.state import load_params
+from mrcnn_jax.checkpoints.params import load_params
 from mrcnn_jax.data import sources
 from mrcnn_jax.errors import UserError
 from mrcnn_jax.evaluation.results import write_json

@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from mrcnn_jax.checkpoints.importing import assumed_classes, import_weights
 from mrcnn_jax.checkpoints.metadata import describe
-from mrcnn_jax.checkpoints.state import save_params
+from mrcnn_jax.checkpoints.params import save_params
 from mrcnn_jax.config_files import parse_overrides
 from mrcnn_jax.data import coco
 from mrcnn_jax.data.dataset import Category

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from mrcnn_jax import distributed
 from mrcnn_jax.checkpoints.metadata import config_to_dict
-from mrcnn_jax.checkpoints.state import digest
+from mrcnn_jax.checkpoints.params import digest
 from mrcnn_jax.data import images, selective_search, sources
 from mrcnn_jax.data.dataset import Dataset, Record
 from mrcnn_jax.data.proposal_parts import Parts

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from mrcnn_jax import distributed
 from mrcnn_jax.checkpoints.metadata import categories_from, config_from_dict, config_to_dict, describe
-from mrcnn_jax.checkpoints.state import digest, load_params, save_params
+from mrcnn_jax.checkpoints.params import digest, load_params, save_params
 from mrcnn_jax.data import sources
 from mrcnn_jax.errors import UserError
 from mrcnn_jax.evaluation.run import score_detector

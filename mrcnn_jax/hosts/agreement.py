@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mrcnn_jax.checkpoints.metadata import flat
-from mrcnn_jax.checkpoints.state import digest
+from mrcnn_jax.checkpoints.params import digest
 from mrcnn_jax.data.dataset import Dataset
 from mrcnn_jax.errors import UserError
 from mrcnn_jax.hosts import together
