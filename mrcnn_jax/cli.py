@@ -32,15 +32,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status, after one line for whatever is not 0 or 1.
 
     0 is well done, 1 that `check` found something wrong or `plan` a batch that does not fit, 2 an error, 75 that
-    another host was lost or the run stood still, 130 Ctrl-C, and 143 SIGTERM while training. After 75 and 143 the same
-    command goes on where the run was.
+    another host was lost, the run stood still or an object store did not answer, 130 Ctrl-C, and 143 SIGTERM while
+    training. After 75 and 143 the same command goes on where the run was.
     """
     parser = _parser()
     options, overrides = _parse(parser, sys.argv[1:] if arguments is None else list(arguments))
     try:
         return _run(options, overrides)
     except UserError as error:
-        return _fail(str(error), everywhere=isinstance(error, Everywhere))
+        return _fail(str(error), everywhere=isinstance(error, Everywhere), status=error.status)
     except Interrupted as stop:
         return _tell(str(stop), status=128 + stop.signal)
     except KeyboardInterrupt:
@@ -346,11 +346,11 @@ def _unexpected(error: Exception, workdir: "AnyPath | None") -> str:
     return f"{summary} (the traceback is in {file})"
 
 
-def _fail(message: str, everywhere: bool = False) -> int:
+def _fail(message: str, everywhere: bool = False, status: int = 2) -> int:
     if together.several():
         # Not in the usual way, in which JAX would wait for hosts that wait for this one.
-        together.fail(message, 2, tell=not everywhere)
-    return _tell(f"error: {' '.join(message.splitlines())}", status=2)
+        together.fail(message, status, tell=not everywhere)
+    return _tell(f"error: {' '.join(message.splitlines())}", status=status)
 
 
 def _tell(line: str, status: int) -> int:

@@ -7,7 +7,7 @@ import time
 import weakref
 from pathlib import Path
 
-from mrcnn_jax.errors import UserError
+from mrcnn_jax.errors import Unreachable
 from mrcnn_jax.object_store import AnyPath, require
 
 # What a run that goes on reads of what it wrote before.
@@ -27,7 +27,7 @@ class RunFolder:
     """
 
     def __init__(self, workdir: AnyPath):
-        """Raises `UserError` where the workdir is in an object store that cannot be read."""
+        """Raises `UserError` where the workdir is in an object store that cannot be used or, `Unreachable`, read."""
         self._workdir = workdir
         self._sent: dict[Path, tuple[int, int]] = {}
         self._last = time.monotonic()
@@ -42,13 +42,13 @@ class RunFolder:
                 (self.local / _READ_AGAIN).write_bytes((workdir / _READ_AGAIN).read_bytes())
         # Here and below: what a network and a store raise has no common class.
         except Exception as error:
-            raise UserError(f"{workdir / _READ_AGAIN} cannot be read ({_line(error)}): try again") from error
+            raise Unreachable(f"{workdir / _READ_AGAIN} cannot be read ({_line(error)}): try again") from error
         self._sent = {file: _mark(file) for file in self.local.iterdir()}
 
     def publish(self, every: float = 0.0) -> None:
         """Sends what changed, unless something was sent less than `every` seconds ago.
 
-        Raises `UserError` where that fails; what is in the store is then as it was.
+        Raises `Unreachable` where that fails; what is in the store is then as it was.
         """
         if self.local == self._workdir or time.monotonic() - self._last < every:
             return
@@ -59,7 +59,7 @@ class RunFolder:
             try:
                 target.write_bytes(file.read_bytes())
             except Exception as error:
-                raise UserError(
+                raise Unreachable(
                     f"{target} cannot be written ({_line(error)}): run the same command to go on"
                 ) from error
             self._sent[file] = mark
@@ -71,7 +71,7 @@ class RunFolder:
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         try:
             self.publish()
-        except UserError as failure:
+        except Unreachable as failure:
             if error is None:
                 raise
             logging.getLogger(__name__).warning("%s", failure)

@@ -17,7 +17,7 @@ from PIL import Image
 from mrcnn_jax import cli
 from mrcnn_jax.commands import check as check_command
 from mrcnn_jax.config_files import load_config
-from mrcnn_jax.errors import UserError
+from mrcnn_jax.errors import Unreachable, UserError
 from mrcnn_jax.interruption import Interrupted
 
 EXPERIMENT = """
@@ -186,6 +186,12 @@ def test_a_user_error_is_one_line_and_status_2(experiment, monkeypatch, capsys, 
     assert not (tmp_path / "error.log").exists()
 
 
+def test_a_store_that_does_not_answer_is_worth_another_try(experiment, monkeypatch, capsys, tmp_path):
+    failing(monkeypatch, Unreachable("gs://a/b cannot be written: run the same command to go on"))
+    assert cli.main(["train", f"--config={experiment}", f"--workdir={tmp_path}"]) == 75
+    assert capsys.readouterr().err == "mrcnn: error: gs://a/b cannot be written: run the same command to go on\n"
+
+
 def test_an_unexpected_error_leaves_its_traceback_in_the_workdir(experiment, monkeypatch, capsys, tmp_path):
     failing(monkeypatch, RuntimeError("first line\nsecond line"))
     assert cli.main(["train", f"--config={experiment}", f"--workdir={tmp_path}"]) == 2
@@ -198,7 +204,8 @@ def test_a_full_disk_and_signals_are_one_line(experiment, monkeypatch, capsys, t
     arguments = ["train", f"--config={experiment}", f"--workdir={tmp_path}"]
     failing(monkeypatch, OSError(errno.ENOSPC, "No space left on device"))
     assert cli.main(arguments) == 2
-    assert capsys.readouterr().err == "mrcnn: error: the disk is full: free some space and run the same command again\n"
+    told = f"the disk is full while writing {tmp_path}: free some space and run the same command again"
+    assert capsys.readouterr().err == f"mrcnn: error: {told}\n"
     failing(monkeypatch, KeyboardInterrupt())
     assert cli.main(arguments) == 130
     assert capsys.readouterr().err == "mrcnn: interrupted: run the same command to go on\n"

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from mrcnn_jax.errors import UserError
+from mrcnn_jax.errors import TRY_AGAIN, UserError
 from mrcnn_jax.hosts import together
 from mrcnn_jax.hosts.line import Line
 from mrcnn_jax.hosts.place import Place, find
@@ -251,7 +251,7 @@ def test_a_host_that_is_killed_ends_all(index):
         if host == index:
             assert status == -9
         else:
-            assert status == together.TRY_AGAIN
+            assert status == TRY_AGAIN
             assert f"host {index} ({socket.gethostname()}) is gone" in told
             assert told.count("\n") == 1
 
@@ -267,7 +267,7 @@ def test_a_run_that_stands_still_shows_its_threads_and_ends_all(tmp_path):
             a_collective_that_never_ends()
     """
     ended = run_hosts(2, body)
-    assert [status for status, _, _ in ended] == [together.TRY_AGAIN] * 2
+    assert [status for status, _, _ in ended] == [TRY_AGAIN] * 2
     assert "a_collective_that_never_ends" in file.read_text()
     assert "a_collective_that_never_ends" in ended[1][2]
     assert "nothing was done for 0.01 minutes after step 7" in ended[1][2]

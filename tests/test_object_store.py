@@ -25,7 +25,7 @@ from mrcnn_jax.checkpoints.folders import newest_metadata
 from mrcnn_jax.checkpoints.params import load_params
 from mrcnn_jax.checkpoints.state import Checkpoints
 from mrcnn_jax.config_files import load_config
-from mrcnn_jax.errors import UserError
+from mrcnn_jax.errors import Unreachable, UserError
 from mrcnn_jax.hosts.stall import Watch
 from mrcnn_jax.model import load
 from mrcnn_jax.object_store import any_path, local_path, rename, require
@@ -269,7 +269,7 @@ def test_a_file_that_cannot_be_sent_is_told(store, caplog):
     folder = RunFolder(any_path("gs://gone/run"))
     del store.buckets["gone"]
     (folder.local / "one.csv").write_text("a")
-    with pytest.raises(UserError, match=r"gs://gone/run/one\.csv cannot be written \(FileNotFoundError"):
+    with pytest.raises(Unreachable, match=r"gs://gone/run/one\.csv cannot be written \(FileNotFoundError"):
         folder.publish()
     # What ended the run comes first.
     with caplog.at_level(logging.WARNING), pytest.raises(ZeroDivisionError), folder:

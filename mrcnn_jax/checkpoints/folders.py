@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 
 from mrcnn_jax import disk_space
 from mrcnn_jax.checkpoints import checksums
-from mrcnn_jax.errors import UserError
+from mrcnn_jax.errors import Unreachable, UserError
 from mrcnn_jax.object_store import AnyPath
 
 # Of a run's folder, the one that has a folder for every saved step.
@@ -89,11 +89,11 @@ def told_to_the_user(folder: AnyPath) -> Iterator[None]:
             raise UserError(
                 f"{folder}: the disk is full; earlier checkpoints are intact: free some space and run the same command"
             ) from error
+        if not isinstance(folder, Path) and not isinstance(error, UserError):
+            # What a network and a store raise has no common class.
+            raise Unreachable(f"{folder} cannot be written ({first_line(error)}): run the command again") from error
         if isinstance(error, OSError):
             raise UserError(f"{folder} cannot be written ({first_line(error)}): choose another folder") from error
-        if not isinstance(folder, Path):
-            # What a network and a store raise has no common class.
-            raise UserError(f"{folder} cannot be written ({first_line(error)}): run the command again") from error
         raise
 
 

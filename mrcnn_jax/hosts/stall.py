@@ -6,6 +6,7 @@ import tempfile
 import threading
 import time
 
+from mrcnn_jax.errors import TRY_AGAIN
 from mrcnn_jax.hosts import together
 from mrcnn_jax.object_store import AnyPath
 
@@ -58,7 +59,7 @@ class Watch:
         together.fail(
             f"nothing was done for {self._seconds / 60:g} minutes after {self._what}: {self._file} has all threads' "
             "stacks. Run the same command to go on from the last checkpoint, or raise config.train.stall_minutes",
-            together.TRY_AGAIN,
+            TRY_AGAIN,
         )
 
     def _write(self) -> None:

@@ -13,13 +13,12 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
+from mrcnn_jax.errors import TRY_AGAIN
 from mrcnn_jax.hosts.line import Line
 from mrcnn_jax.hosts.place import WAIT, Place
 from mrcnn_jax.hosts.roll_call import Everywhere, meet, title
 from mrcnn_jax.hosts.stop import Stop
 
-# The exit status where another host was lost, or all stood still: nothing is wrong with the command, run it again.
-TRY_AGAIN = 75
 # Seconds in which the others are told, or take leave.
 _FAREWELL = 5
 
