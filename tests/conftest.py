@@ -20,6 +20,9 @@ jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+# Started now: a command that a test runs would else choose how many devices there are for all tests after it.
+jax.devices()
+
 _CACHE = os.environ.get("MRCNN_TEST_CACHE", str(Path(__file__).parent.parent / ".cache" / "jax"))
 jax.config.update("jax_compilation_cache_dir", _CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
