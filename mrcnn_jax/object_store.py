@@ -68,6 +68,11 @@ def rename(folder: AnyPath, target: AnyPath) -> None:
     folder.rmtree()
 
 
+def in_one_line(error: Exception) -> str:
+    """The kind of an error and what it says."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
 def require(path: AnyPath) -> None:
     """Raises `UserError` where a path is in a bucket that cannot be reached from here."""
     if not isinstance(path, Path):
@@ -102,7 +107,7 @@ def _require_bucket(bucket: str) -> None:
         )
     # Whatever is wrong with a network, or a file of credentials.
     except Exception as error:
-        reason = f"it cannot be reached ({type(error).__name__}: {' '.join(str(error).split())[:200]}): try again"
+        reason = f"it cannot be reached ({in_one_line(error)}): try again"
     else:
         return
     raise UserError(f"gs://{bucket}: {reason}")

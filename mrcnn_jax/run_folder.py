@@ -8,7 +8,7 @@ import weakref
 from pathlib import Path
 
 from mrcnn_jax.errors import Unreachable
-from mrcnn_jax.object_store import AnyPath, require
+from mrcnn_jax.object_store import AnyPath, in_one_line, require
 
 # What a run that goes on reads of what it wrote before.
 _READ_AGAIN = "metrics.csv"
@@ -42,7 +42,7 @@ class RunFolder:
                 (self.local / _READ_AGAIN).write_bytes((workdir / _READ_AGAIN).read_bytes())
         # Here and below: what a network and a store raise has no common class.
         except Exception as error:
-            raise Unreachable(f"{workdir / _READ_AGAIN} cannot be read ({_line(error)}): try again") from error
+            raise Unreachable(f"{workdir / _READ_AGAIN} cannot be read ({in_one_line(error)}): try again") from error
         self._sent = {file: _mark(file) for file in self.local.iterdir()}
 
     def publish(self, every: float = 0.0) -> None:
@@ -60,7 +60,7 @@ class RunFolder:
                 target.write_bytes(file.read_bytes())
             except Exception as error:
                 raise Unreachable(
-                    f"{target} cannot be written ({_line(error)}): run the same command to go on"
+                    f"{target} cannot be written ({in_one_line(error)}): run the same command to go on"
                 ) from error
             self._sent[file] = mark
         self._last = time.monotonic()
@@ -80,7 +80,3 @@ class RunFolder:
 def _mark(file: Path) -> tuple[int, int]:
     """What is other after a file was written to."""
     return file.stat().st_mtime_ns, file.stat().st_size
-
-
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

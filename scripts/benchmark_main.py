@@ -21,17 +21,14 @@ from benchmark_report import Report, measure
 
 from mrcnn_jax import determinism
 from mrcnn_jax.models import architectures
+from mrcnn_jax.planning.chips import CHIPS
 
 PARTS = ("ops", "data", "evaluation", "compile", "train", "inference")
 # The architecture that has torchvision's conventions.
 SAME_MODEL = "torchvision_mask_rcnn_r50_fpn"
-# Multiplications and additions a second at the peak, dense, from the data sheets; float32 is TF32 on NVIDIA's.
-PEAK_FLOPS = {
-    "NVIDIA H200": {"bfloat16": 989e12, "float32": 494e12},
-    "NVIDIA H100 80GB HBM3": {"bfloat16": 989e12, "float32": 494e12},
-    "NVIDIA A100-SXM4-80GB": {"bfloat16": 312e12, "float32": 156e12},
-    "NVIDIA A100-SXM4-40GB": {"bfloat16": 312e12, "float32": 156e12},
-}
+# Multiplications and additions a second at the peak in bfloat16; float32, which is TF32 on NVIDIA's, has half of it.
+PEAK_FLOPS = {chip.gpu.name: chip.flops for chip in CHIPS.values() if chip.gpu}
+PEAK_FLOPS["NVIDIA A100-SXM4-40GB"] = CHIPS["a100"].flops
 
 
 def main() -> None:
@@ -179,7 +176,7 @@ def _cost(report: Report, settings: Settings, part: str, name: str, detector: De
     if flops := detector.flops(part):
         report.add(part, f"{name}, arithmetic", "GFLOP an image", [flops * jax.device_count() / settings.batch / 1e9])
         report.add(part, f"{name}, arithmetic on a device", "GFLOP/s", [flops / s / 1e9 for s in seconds])
-        if peak := PEAK_FLOPS.get(device.device_kind, {}).get(settings.precision):
+        if peak := PEAK_FLOPS.get(device.device_kind, 0) * (1 if settings.precision == "bfloat16" else 0.5):
             label = f"{name}, share of the peak of {peak / 1e12:.0f} TFLOP/s"
             report.add(part, label, "%", [100 * flops / s / peak for s in seconds])
 

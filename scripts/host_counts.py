@@ -10,7 +10,6 @@ seen once. OUT/host_counts.json has it all.
 """
 
 import argparse
-import csv
 import json
 import shutil
 import signal
@@ -18,10 +17,12 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import jax
 import local_hosts
 import numpy as np
+from same_bits import losses
 
 from mrcnn_jax.checkpoints.params import load_params
 from mrcnn_jax.evaluation.results import write_json
@@ -76,11 +77,11 @@ def _by_all(out: Path, steps: int, evaluated: Path | None) -> list[dict]:
     for count, evaluation in zip(COUNTS[1:], evaluations[1:], strict=True):
         other = out / str(count)
         pairs = zip(jax.tree.leaves(load_params(one)[0]), jax.tree.leaves(load_params(other)[0]), strict=True)
-        losses = zip(_losses(one), _losses(other), strict=True)
+        by_step = zip(*(losses(run / "metrics.csv").values() for run in (one, other)), strict=True)
         rows.append({
             "hosts": count,
             "parameters": max(float(np.abs(a - b).max()) for a, b in pairs),
-            "losses": max(abs(a - b) / a for a, b in losses),
+            "losses": max(abs(float(a) - float(b)) / float(a) for a, b in by_step),
             "same_metrics": (one / "metrics.json").read_bytes() == (other / "metrics.json").read_bytes(),
             "same_evaluation": evaluation == evaluations[0],
             "evaluated": {kind: part["figures"]["AP"] for kind, part in json.loads(evaluation[0]).items()},
@@ -109,7 +110,8 @@ def _changes(out: Path) -> list[dict]:
 def _stopped(out: Path, count: int, keys: dict) -> tuple[Path, int]:
     """A run by `count` hosts that one SIGTERM has ended within an epoch, and after how many steps."""
     workdir = out / f"{count}_stopped"
-    hosts = _start(out, count, "train", [f"--config={CONFIG}:rpn", f"--workdir={workdir}"], keys)
+    arguments = [f"--config={CONFIG}:rpn", f"--workdir={workdir}"]
+    hosts = local_hosts.start(**_hosts(out, count, "train", arguments, keys))
     until = time.monotonic() + LIMIT
     while not (workdir / "checkpoints" / str(SAVED)).exists():
         if time.monotonic() > until or any(host.poll() is not None for host in hosts):
@@ -133,21 +135,17 @@ def _images(workdir: Path) -> list[int]:
     return [len(seen) if seen.total() == len(seen) else -len(seen) for seen in per_epoch]
 
 
-def _losses(workdir: Path) -> list[float]:
-    with (workdir / "metrics.csv").open() as file:
-        return [float(row["loss"]) for row in csv.DictReader(file) if row["loss"]]
-
-
-def _start(out: Path, count: int, command: str, arguments: list[str], keys: dict) -> list:
+def _hosts(out: Path, count: int, command: str, arguments: list[str], keys: dict) -> dict[str, Any]:
+    """So many hosts of a command, as `local_hosts` takes them."""
     # What is evaluated brings its own config, and devices by the environment.
     keys = keys | {"train.cpu_devices": DEVICES // count} if command == "train" else keys
     env = local_hosts.quick(out / "cache") | {"JAX_NUM_CPU_DEVICES": str(DEVICES // count)}
     overrides = [f"--config.{key}={value}" for key, value in keys.items()]
-    return local_hosts.start(count, [command, *arguments, *overrides], out / "logs", env)
+    return {"count": count, "arguments": [command, *arguments, *overrides], "logs": out / "logs", "env": env}
 
 
 def _run(out: Path, count: int, command: str, arguments: list[str], keys: dict) -> None:
-    statuses = [host.wait(LIMIT) for host in _start(out, count, command, arguments, keys)]
+    statuses = local_hosts.run(**_hosts(out, count, command, arguments, keys), seconds=LIMIT)
     if any(statuses):
         sys.exit(f"error: `mrcnn {command}` by {count} hosts ended with {statuses}: see {out / 'logs'}")
 

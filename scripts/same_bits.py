@@ -26,14 +26,15 @@ def same_arrays(one: Path, other: Path, step: int) -> int:
 
 def same_losses(one: Path, other: Path) -> int:
     """How many steps' losses two workdirs' metrics.csv have: all the same. Raises `Differ` where some are not."""
-    left, right = (_losses(workdir / "metrics.csv") for workdir in (one, other))
+    left, right = (losses(workdir / "metrics.csv") for workdir in (one, other))
     differing = [step for step in left | right if left.get(step) != right.get(step)]
     if differing:
         raise Differ(f"losses differ, first at step {differing[0]}")
     return len(left)
 
 
-def _losses(file: Path) -> dict[str, str]:
+def losses(file: Path) -> dict[str, str]:
+    """The loss of each step in a metrics.csv, to the last digit."""
     with file.open(newline="") as rows:
         return {row["step"]: row["loss"] for row in csv.DictReader(rows) if row["loss"]}
 

@@ -1,16 +1,14 @@
 """Strict numerics, four fake devices and a persistent compilation cache for every test."""
 
 import os
-from importlib.metadata import version
+import sys
 from pathlib import Path
 
-# Tests compile far more than they compute: without LLVM's optimisations, compiling takes half the time; without XLA's
-# newer way to fuse operations, which later versions of JAX take always, half of that.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "")
-    + " --xla_backend_optimization_level=0"
-    + " --xla_cpu_use_fusion_emitters=false" * version("jax").startswith("0.10.")
-)
+sys.path.append(str(Path(__file__).parents[1] / "scripts"))
+import local_hosts
+
+# Tests compile far more than they compute.
+os.environ["XLA_FLAGS"] = local_hosts.quick_flags()
 
 import jax
 
